@@ -1,0 +1,373 @@
+"""The recipe: everything that decides a result, its limits, and the five presets.
+
+Knows nothing of torch, of the store or of any screen. One definition feeds the command line's help, the page's tooltips,
+the store and the run files.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Dataset = Literal["mnist-5k", "mnist", "fashion-mnist"]
+InputNorm = Literal["none", "standard", "batch"]
+Place = Literal["input", "conv1", "conv2", "fc1", "fc2"]
+HiddenPlace = Literal["conv1", "conv2", "fc1", "fc2"]
+
+DATASETS: tuple[str, ...] = get_args(Dataset)
+INPUT_NORMS: tuple[str, ...] = get_args(InputNorm)
+PLACES: tuple[str, ...] = get_args(Place)
+HIDDEN_PLACES: tuple[str, ...] = get_args(HiddenPlace)
+BATCH_NORM_WORDS: dict[str, tuple[str, ...]] = {"none": (), "conv": ("conv1", "conv2"), "all": HIDDEN_PLACES}
+
+CLASSES = 10
+DEFAULT_SEEDS = tuple(range(8))
+DEFAULT_EPOCHS = {"mnist-5k": 30, "mnist": 5, "fashion-mnist": 5}
+SPLIT_SIZES = {"mnist-5k": (4_000, 1_000), "mnist": (60_000, 10_000), "fashion-mnist": (60_000, 10_000)}
+MAX_SEEDS = 64
+# Streams of one seed are its value plus a multiple of this (see `data.generator`), and the CPU generator keeps 32 bits.
+SEED_LIMIT = 1_000_000_000
+# Measured: a step of four replicates together costs under half of four steps apart, more together gain nothing.
+# It decides the grouping and so the last bit of a result, hence no setting of one machine.
+STACK_SIZE = 4
+# Written into run files; a reader refuses what it does not know.
+RECIPE_VERSION = 1
+
+
+class RegcompareError(Exception):
+    """Anything that a user can put right; its text is one line that says how."""
+
+
+class BadInput(RegcompareError):
+    """A value that is not allowed: what, the value, what is allowed, the way out."""
+
+    def __init__(self, what: str, value: Any, allowed: str, way_out: str) -> None:
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        super().__init__(f"{what} must be {allowed}, got '{shown}'. {way_out}")
+        self.what, self.value, self.allowed, self.way_out = what, value, allowed, way_out
+
+
+def _rule(allowed: str, example: str) -> dict[str, str]:
+    return {"allowed": allowed, "example": example}
+
+
+Rate = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+
+
+class Dropout(BaseModel):
+    """Dropout rate at each place: the chance that a value is silenced in a training step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: Rate = Field(0.0, description="Share of the input pixels silenced in each training step.")
+    conv1: Rate = Field(0.0, description="Share of the first convolution's channels silenced, whole channels at a time.")
+    conv2: Rate = Field(0.0, description="Share of the second convolution's channels silenced, whole channels at a time.")
+    fc1: Rate = Field(0.0, description="Share of the first dense layer's units silenced.")
+    fc2: Rate = Field(0.0, description="Share of the second dense layer's units silenced.")
+
+    def rates(self) -> dict[str, float]:
+        """Rate by place, only where it is above zero, in the net's order."""
+        return {place: rate for place in PLACES if (rate := getattr(self, place)) > 0}
+
+    @classmethod
+    def of(cls, input: float = 0.0, conv: float = 0.0, fc: float = 0.0) -> "Dropout":
+        return cls(input=input, conv1=conv, conv2=conv, fc1=fc, fc2=fc)
+
+
+class RunConfig(BaseModel):
+    """A recipe. Two equal recipes have the same `key()`, and the same numbers on the same machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Dataset = Field(
+        "mnist-5k",
+        description="The images: mnist-5k ships with the tool (4,000 to train, 1,000 to test); the others have 60,000 and 10,000.",
+        json_schema_extra=_rule("mnist-5k, mnist or fashion-mnist", "--dataset mnist-5k"),
+    )
+    train_size: int | None = Field(
+        None,
+        ge=20,
+        le=60_000,
+        description="Train on the first N images of a seeded shuffle; empty means all of them.",
+        json_schema_extra=_rule(
+            "a whole number from 20 to the number of training images (4,000 for mnist-5k, else 60,000)", "--train-size 1000"
+        ),
+    )
+    input_norm: InputNorm = Field(
+        "standard",
+        description="What is done to the pixels: nothing, the training images' mean and deviation, or a learned batch norm.",
+        json_schema_extra=_rule("none, standard or batch", "--input-norm standard"),
+    )
+    batch_norm: tuple[HiddenPlace, ...] = Field(
+        (),
+        description="Which hidden layers carry batch normalization: none, conv, all, or a list such as conv1,fc2.",
+        json_schema_extra=_rule("none, conv, all, or a list of conv1, conv2, fc1, fc2", "--hidden-bn conv1,fc2"),
+    )
+    dropout: Dropout = Field(
+        Dropout(),
+        description="Dropout rate at each place: pixels at the input, whole channels at conv places, units at dense ones.",
+        json_schema_extra=_rule("rates of at least 0 and below 1 at input, conv1, conv2, fc1, fc2", "--dropout conv1=.2,fc1=.5"),
+    )
+    optimizer: Literal["adam", "sgd"] = Field(
+        "adam",
+        description="How weights follow the gradient: Adam, or stochastic gradient descent with momentum 0.9.",
+        json_schema_extra=_rule("adam or sgd", "--optimizer adam"),
+    )
+    lr: float = Field(
+        0.001,
+        gt=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Learning rate: the size of each step.",
+        json_schema_extra=_rule("a number above 0 and at most 10", "--lr 0.001"),
+    )
+    batch_size: int = Field(
+        64,
+        ge=2,
+        le=4096,
+        description="Images in each training step.",
+        json_schema_extra=_rule("a whole number from 2 to 4096", "--batch-size 64"),
+    )
+    epochs: int = Field(
+        DEFAULT_EPOCHS["mnist-5k"],
+        ge=1,
+        le=200,
+        description="Passes over the training images; 30 for mnist-5k and 5 for the others unless set.",
+        json_schema_extra=_rule("a whole number from 1 to 200", "--epochs 5"),
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_LIMIT)], ...] = Field(
+        DEFAULT_SEEDS,
+        min_length=1,
+        max_length=MAX_SEEDS,
+        description="One network is trained from each seed; the same seeds pair the arms of a comparison.",
+        json_schema_extra=_rule(
+            f"1 to {MAX_SEEDS} different whole numbers from 0 to {SEED_LIMIT - 1}, as a range or a list", "--seeds 0-3 or --seeds 0,5,9"
+        ),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_dataset(cls, values: Any) -> Any:
+        """Epochs default to the data set's; a train size of all the images is no train size, so that the keys agree."""
+        dataset = str(values.get("dataset", "mnist-5k")) if isinstance(values, Mapping) else ""
+        if dataset in DATASETS:
+            values = dict(values)
+            if values.get("epochs") is None:
+                values["epochs"] = DEFAULT_EPOCHS[dataset]
+            if values.get("train_size") == SPLIT_SIZES[dataset][0]:
+                values["train_size"] = None
+        return values
+
+    @field_validator("batch_norm", mode="before")
+    @classmethod
+    def _words_to_places(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = BATCH_NORM_WORDS.get(value.strip().lower()) or [w for w in value.lower().replace(" ", "").split(",") if w != "none"]
+        known = isinstance(value, list | tuple) and all(place in HIDDEN_PLACES for place in value)
+        return tuple(place for place in HIDDEN_PLACES if place in value) if known else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("seeds must differ")
+        return tuple(sorted(seeds))
+
+    @model_validator(mode="after")
+    def _train_size_fits(self) -> "RunConfig":
+        available = SPLIT_SIZES[self.dataset][0]
+        if self.train_size is not None and self.train_size > available:
+            raise BadInput(
+                "train_size",
+                self.train_size,
+                f"at most {available:,} on {self.dataset}",
+                f"Leave it out to train on all {available:,}.",
+            )
+        return self
+
+    def canonical_json(self) -> str:
+        """The recipe as JSON with sorted keys: equal recipes give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def key(self) -> str:
+        """The run's name: 16 hexadecimal digits of the canonical JSON's SHA-256."""
+        return hashlib.sha256(f"{RECIPE_VERSION}:{self.canonical_json()}".encode()).hexdigest()[:16]
+
+    @property
+    def n_train(self) -> int:
+        return self.train_size or SPLIT_SIZES[self.dataset][0]
+
+    @property
+    def n_test(self) -> int:
+        return SPLIT_SIZES[self.dataset][1]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in an epoch. A last batch of one image is left out: batch norm has no variance there."""
+        full, rest = divmod(self.n_train, self.batch_size)
+        return full + (rest > 1)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def normalized_places(self) -> tuple[str, ...]:
+        """Places that carry batch norm, the input included, in the net's order."""
+        return (("input",) if self.input_norm == "batch" else ()) + self.batch_norm
+
+    def stacks(self) -> tuple[tuple[int, ...], ...]:
+        """The seeds in the groups that train together; fixed by the recipe, so `--jobs` cannot change a number."""
+        return tuple(self.seeds[i : i + STACK_SIZE] for i in range(0, len(self.seeds), STACK_SIZE))
+
+
+# Input norm, hidden batch norm, dropout: a preset fixes these three and nothing else (seed assignment, Problems 2-5).
+PRESETS: dict[str, dict[str, Any]] = {
+    "baseline": {"input_norm": "standard", "batch_norm": (), "dropout": Dropout()},
+    "standard-bn": {"input_norm": "standard", "batch_norm": HIDDEN_PLACES, "dropout": Dropout()},
+    "input-bn": {"input_norm": "batch", "batch_norm": HIDDEN_PLACES, "dropout": Dropout()},
+    "dropout": {"input_norm": "standard", "batch_norm": (), "dropout": Dropout.of(0.2, 0.5, 0.5)},
+    "bn-dropout": {"input_norm": "standard", "batch_norm": HIDDEN_PLACES, "dropout": Dropout.of(0.2, 0.5, 0.5)},
+}
+PRESET_TITLES = {
+    "baseline": "Control: neither",
+    "standard-bn": "Problem 2: standard input, BN hidden",
+    "input-bn": "Problem 3: BN on the input too",
+    "dropout": "Problem 4: dropout, no BN",
+    "bn-dropout": "Problem 5: BN and dropout",
+}
+
+
+def preset(name: str, **changes: Any) -> RunConfig:
+    """The recipe of a preset, with `changes` on top.
+
+    Raises:
+        BadInput: no preset has that name, or a change is not allowed.
+    """
+    if name not in PRESETS:
+        raise BadInput("--preset", name, "one of " + ", ".join(PRESETS), "For example: --preset standard-bn.")
+    return make_config({**PRESETS[name], **changes})
+
+
+def preset_of(config: RunConfig) -> str | None:
+    """The preset whose three fields this recipe has, whatever its data, training and seeds."""
+    for name, fields in PRESETS.items():
+        if all(getattr(config, field) == value for field, value in fields.items()):
+            return name
+    return None
+
+
+OPTION_NAMES = {"batch_norm": "--hidden-bn", "dropout": "--dropout"}
+
+
+def option_name(field: str) -> str:
+    """The command-line option of a field."""
+    return OPTION_NAMES.get(field, "--" + field.replace("_", "-"))
+
+
+def field_rule(field: str) -> dict[str, str]:
+    """What a field allows, in words, and an example on the command line."""
+    return RunConfig.model_fields[field].json_schema_extra  # type: ignore[return-value]
+
+
+def describe(field: str) -> str:
+    """One sentence on a field: the help of the command line and the tooltip of the page."""
+    return RunConfig.model_fields[field].description or ""
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """`RunConfig` with one readable line instead of pydantic's report.
+
+    Raises:
+        BadInput: a field is unknown or its value is not allowed.
+    """
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _readable(first) from None
+
+
+def _readable(error: Any) -> BadInput:
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, BadInput):
+        return cause
+    field = str(error["loc"][0]) if error["loc"] else "recipe"
+    if field not in RunConfig.model_fields:
+        return BadInput("a recipe's field", field, "one of " + ", ".join(RunConfig.model_fields), "Remove it or correct its name.")
+    rule = field_rule(field)
+    value, name = error["input"], option_name(field)
+    if field == "dropout" and len(error["loc"]) > 1:
+        place = str(error["loc"][1])
+        if place not in PLACES:
+            return BadInput("a place of --dropout", place, "one of " + ", ".join(PLACES), f"For example: {rule['example']}.")
+        name = f"the dropout rate at {place}"
+        return BadInput(name, value, "a number of at least 0 and below 1", f"For example: {rule['example']}.")
+    return BadInput(name, value, rule["allowed"], f"For example: {rule['example']}.")
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-3` or `0,5,9` or a mix of both, as numbers.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    rule = field_rule("seeds")
+    seeds: list[int] = []
+    try:
+        for part in text.replace(" ", "").split(","):
+            first, dash, last = part.partition("-")
+            low, high = int(first), int(last) if dash else int(first)
+            if not low <= high < low + MAX_SEEDS:
+                raise ValueError
+            seeds.extend(range(low, high + 1))
+    except ValueError:
+        raise BadInput("--seeds", text, rule["allowed"], f"For example: {rule['example']}.") from None
+    return tuple(seeds)
+
+
+def parse_dropout(text: str) -> dict[str, float]:
+    """`conv1=.2,fc1=.5` as rates by place.
+
+    Raises:
+        BadInput: a part is not `place=rate`, or a place is unknown or named twice.
+    """
+    rule = field_rule("dropout")
+    rates: dict[str, float] = {}
+    for part in text.replace(" ", "").split(","):
+        place, _, rate = part.partition("=")
+        if place not in PLACES or place in rates:
+            raise BadInput("--dropout", text, "PLACE=RATE pairs, each place once: " + ", ".join(PLACES), f"For example: {rule['example']}.")
+        rates[place] = parse_rate(rate, f"--dropout {place}")
+    return rates
+
+
+def parse_rate(text: str, what: str) -> float:
+    """A dropout rate.
+
+    Raises:
+        BadInput: it is no number of at least 0 and below 1.
+    """
+    try:
+        rate = float(text)
+        if not 0 <= rate < 1:
+            raise ValueError
+    except ValueError:
+        raise BadInput(what, text, "a number of at least 0 and below 1", "For example: 0.5.") from None
+    return rate
+
+
+def label(config: RunConfig) -> str:
+    """A short name for a recipe: its preset's, or what it is made of."""
+    name = preset_of(config)
+    if name:
+        return name
+    words = next((w for w, places in BATCH_NORM_WORDS.items() if places == config.batch_norm), "+".join(config.batch_norm))
+    parts = [f"{config.input_norm} input"] + ([f"BN {words}"] if config.batch_norm else [])
+    rates = config.dropout.rates()
+    if rates:
+        parts.append("dropout " + " ".join(f"{place} {rate:g}" for place, rate in rates.items()))
+    return ", ".join(parts)
