@@ -32,7 +32,7 @@ class SeededDropout(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return x
-        shape = x.shape[:2] + (1, 1) if self.whole_channels else x.shape
+        shape = (*x.shape[:2], 1, 1) if self.whole_channels else x.shape
         keep = torch.empty(shape, device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate, generator=self.source)
         return x * keep / (1 - self.rate)
 

@@ -53,7 +53,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Finished:
-    """The final measurements: `arrays` has `final/*` [K], `test/prediction` [K, n], `activations/*` and `weights/*`."""
+    """The final measurements: `arrays` has `final/*` [K], `test/*`, `activations/*` and `weights/*`."""
 
     arrays: Arrays
     seconds: float
@@ -208,6 +208,7 @@ def final_arrays(net: Stack, data: Data) -> Arrays:
         "final/train_loss": trained.loss,
         "final/train_accuracy": trained.accuracy,
         "test/prediction": test.prediction,
+        "test/label": data.test_labels.to(torch.uint8).cpu().numpy(),
     }
     activations: dict[str, torch.Tensor] = {}
     folded(data.test_images[:ACTIVATION_IMAGES], activations)
@@ -228,9 +229,7 @@ def checkpoint(epoch: int, net: Stack, optimizer: torch.optim.Optimizer, orders:
     return arrays
 
 
-def restore(
-    arrays: Mapping[str, np.ndarray], net: Stack, optimizer: torch.optim.Optimizer, orders: Sequence[torch.Generator]
-) -> int:
+def restore(arrays: Mapping[str, np.ndarray], net: Stack, optimizer: torch.optim.Optimizer, orders: Sequence[torch.Generator]) -> int:
     """Put a checkpoint back; returns the epochs that are done."""
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
     net.load_state_dict({name: tensors["net/" + name.replace("|", ".")] for name in net.state_dict()})

@@ -114,7 +114,7 @@ def test_each_replicate_is_the_plain_net(name, mnist_5k):
             size = gradient.abs().max().item()
             assert apart(exact[1][parameter][index], gradient) <= 1e-9 * size + 1e-12, parameter
             difference = (rounded[1][parameter][index] - gradients32[parameter]).norm().item()
-            assert difference <= 2e-2 * gradients32[parameter].norm().item() + 1e-4 * largest, parameter
+            assert difference <= 5e-2 * gradients32[parameter].norm().item() + 1e-4 * largest, parameter
         assert apart(exact[0][index], losses) <= 1e-6
         assert apart(exact[2][index], logits) <= 1e-5
         assert apart(rounded[0][index, :3], losses32[:3]) <= 1e-4
@@ -128,7 +128,9 @@ def test_an_exported_replicate_is_a_plain_net(mnist_5k):
     net = Stack(config, SEEDS, mnist_5k)
     optimizer = make_optimizer(config, net)
     for chosen in batches(mnist_5k, 0, 5):
-        train_step(net, optimizer, *(values[chosen].expand(4, *values[chosen].shape) for values in (mnist_5k.train_images, mnist_5k.train_labels)))
+        train_step(
+            net, optimizer, *(values[chosen].expand(4, *values[chosen].shape) for values in (mnist_5k.train_images, mnist_5k.train_labels))
+        )
     logits = net.folded()(mnist_5k.test_images[:200])
     for index in range(len(SEEDS)):
         plain = LeNet5(config)

@@ -1,0 +1,228 @@
+"""The command line, `python -m regcompare.run`: parse, call, print. stdout is the result, stderr the progress."""
+
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from regcompare.config import (
+    HIDDEN_PLACES,
+    PRESETS,
+    BadInput,
+    RegcompareError,
+    RunConfig,
+    describe,
+    make_config,
+    parse_dropout,
+    parse_rate,
+    parse_seeds,
+    preset,
+)
+
+USAGE_ERROR = typer.BadParameter.__base__ or Exception  # typer shows click's usage errors; the base class has no public name
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+HELP = "Run python -m regcompare.run --help to see every option."
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+Text = str | None
+
+
+def _recipe(field: str) -> Any:
+    return typer.Option(help=describe(field), rich_help_panel="Recipe", show_default=False)
+
+
+def _where(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="Where and how", show_default=False)
+
+
+@app.command(
+    help="Train LeNet-5 with batch normalization, dropout, both or neither, and compare. With no option: the assignment's five arms."
+)
+def main(
+    study: Annotated[Text, typer.Option(help="'assignment' (its five arms), or a TOML file with [[arms]].", show_default=False)] = None,
+    preset_names: Annotated[
+        list[str] | None, typer.Option("--preset", help="An arm by name, repeatable: " + ", ".join(PRESETS) + ".", show_default=False)
+    ] = None,
+    dataset: Annotated[Text, _recipe("dataset")] = None,
+    input_norm: Annotated[Text, _recipe("input_norm")] = None,
+    hidden_bn: Annotated[Text, _recipe("batch_norm")] = None,
+    input_dropout: Annotated[Text, typer.Option(help="Dropout rate of the input pixels.", rich_help_panel="Recipe")] = None,
+    hidden_dropout: Annotated[Text, typer.Option(help="Dropout rate of all four hidden layers.", rich_help_panel="Recipe")] = None,
+    dropout: Annotated[Text, _recipe("dropout")] = None,
+    epochs: Annotated[Text, _recipe("epochs")] = None,
+    batch_size: Annotated[Text, _recipe("batch_size")] = None,
+    lr: Annotated[Text, _recipe("lr")] = None,
+    optimizer: Annotated[Text, _recipe("optimizer")] = None,
+    seeds: Annotated[Text, _recipe("seeds")] = None,
+    train_size: Annotated[Text, _recipe("train_size")] = None,
+    data_dir: Annotated[Text, _where("Folder that holds MNIST/raw (default: REGCOMPARE_DATA_DIR, else cache/raw).")] = None,
+    store: Annotated[Text, _where("Database URL (default: REGCOMPARE_STORE, else SQLite in cache/).")] = None,
+    jobs: Annotated[Text, _where("Training processes (default: the cores); changes no number.")] = None,
+    device: Annotated[str, _where("auto, cpu or cuda (default: auto).")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Train again what is in the store.", rich_help_panel="Where and how")] = False,
+    export: Annotated[Text, _where("Write a run file (.safetensors) for each arm to this folder.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Where and how")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel="Where and how")] = False,
+) -> None:
+    recipe: dict[str, Any] = {
+        "dataset": dataset,
+        "input_norm": input_norm,
+        "batch_norm": hidden_bn,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "optimizer": optimizer,
+        "seeds": parse_seeds(seeds) if seeds is not None else None,
+        "train_size": train_size,
+    }
+    changes = {field: value for field, value in recipe.items() if value is not None}
+    rates: dict[str, float] = {}
+    if hidden_dropout is not None:
+        rates |= dict.fromkeys(HIDDEN_PLACES, parse_rate(hidden_dropout, "--hidden-dropout"))
+    if input_dropout is not None:
+        rates["input"] = parse_rate(input_dropout, "--input-dropout")
+    if dropout is not None:
+        rates |= parse_dropout(dropout)
+    arms = choose_arms(study, preset_names or [], changes, rates)
+
+    from regcompare import study as studies
+
+    workers = parse_jobs(jobs)
+    check_device(device)
+    folder = writable_folder(export) if export is not None else None
+    results = studies.run_study(arms, store_url=store, jobs=workers, data_dir=data_dir, device=device, force=force, quiet=quiet)
+    if folder is not None:
+        studies.export(results, folder)
+    sys.stdout.write(studies.to_json(results) + "\n" if json_output else studies.to_table(results))
+    failed = [result for result in results if result.run.status != "done"]
+    for result in failed:
+        print(f"{result.run.label}: {result.run.status}. {result.run.error or ''}".rstrip(), file=sys.stderr)
+    raise typer.Exit(EXIT_FAILED if failed else 0)
+
+
+def choose_arms(study: str | None, names: list[str], changes: dict[str, Any], rates: dict[str, float]) -> list[RunConfig]:
+    """The recipes that the options ask for, each once.
+
+    Raises:
+        BadInput: a study, a preset or a value is not allowed.
+    """
+    if study is not None and names:
+        raise BadInput("--study", study, "used without --preset", "Use just one of --study and --preset.")
+    if study not in (None, "assignment"):
+        bases = read_study(Path(study))
+    elif names:
+        for name in names:
+            preset(name)
+        bases = [dict(PRESETS[name]) for name in names]
+    elif study is None and (rates or changes.keys() & {"input_norm", "batch_norm"}):
+        bases = [{}]  # a recipe of one's own
+    else:
+        bases = [dict(fields) for fields in PRESETS.values()]
+    arms: dict[str, RunConfig] = {}
+    for base in bases:
+        config = make_config(base | changes)
+        if rates:
+            config = make_config({**config.model_dump(), "dropout": config.dropout.model_dump() | rates})
+        arms[config.key()] = config
+    return list(arms.values())
+
+
+def read_study(path: Path) -> list[dict[str, Any]]:
+    """The arms of a TOML file: recipe fields for all at the top, then [[arms]] with a `preset` or fields of their own.
+
+    Raises:
+        BadInput: the file is absent, no TOML, or not of that form.
+    """
+    way_out = "For example: epochs = 5, then [[arms]] with preset = 'dropout'."
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise BadInput("--study", str(path), f"'assignment' or a TOML file that can be read ({reason})", way_out) from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput("--study", str(path), f"valid TOML ({error})", way_out) from None
+    arms = content.pop("arms", None)
+    if not isinstance(arms, list) or not arms or not all(isinstance(arm, dict) for arm in arms):
+        raise BadInput("--study", str(path), "a TOML file with at least one [[arms]]", way_out)
+    bases = []
+    for arm in arms:
+        name = arm.pop("preset", None)
+        if name is not None:
+            preset(name)
+        base = content | (PRESETS[name] if name else {}) | arm
+        if isinstance(base.get("seeds"), str):
+            base["seeds"] = parse_seeds(base["seeds"])
+        bases.append(base)
+    return bases
+
+
+def parse_jobs(text: str | None) -> int:
+    """Training processes; the cores unless given.
+
+    Raises:
+        BadInput: it is no whole number from 1 to 256.
+    """
+    from regcompare.worker import cores
+
+    if text is None:
+        return cores()
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise BadInput("--jobs", text, "a whole number from 1 to 256", "For example: --jobs 2, or leave it out to use every core.")
+    return int(text)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not one, or not here.
+
+    Raises:
+        BadInput: see above.
+    """
+    way_out = "Leave --device out to use a GPU where there is one."
+    if device not in ("auto", "cpu", "cuda"):
+        raise BadInput("--device", device, "auto, cpu or cuda", way_out)
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BadInput("--device", device, "auto or cpu on this machine: torch finds no CUDA device", way_out)
+
+
+def writable_folder(text: str) -> Path:
+    """The folder, made if it is not there; refused before anything trains.
+
+    Raises:
+        BadInput: it cannot be made or written to.
+    """
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".regcompare-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput("--export", text, f"a folder that can be written to ({error.strerror})", "Name another folder.") from None
+    return folder
+
+
+def command_line(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    try:
+        return app(args=arguments, prog_name="python -m regcompare.run", standalone_mode=False) or 0
+    except RegcompareError as error:
+        print(error, file=sys.stderr)
+    except USAGE_ERROR as error:
+        message = getattr(error, "format_message", error.__str__)().splitlines()[0].rstrip(".")
+        print(f"{message}. {HELP}", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return EXIT_BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())

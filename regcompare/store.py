@@ -1,0 +1,485 @@
+"""Runs, points and artifacts in one SQL database: the only channel between a page and a training process.
+
+SQLAlchemy Core; SQLite in WAL mode by default, PostgreSQL by URL. Knows neither torch nor Streamlit. Times are seconds
+since 1970 (UTC), passed in as `now` where a test needs its own.
+"""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from regcompare.config import RegcompareError, RunConfig, label, preset_of
+from regcompare.runfile import Arrays, RunFile, merge_stacks
+
+Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+OPEN: tuple[Status, ...] = ("queued", "running", "interrupted")
+STALE_AFTER = 5.0  # seconds without a heartbeat after which an owner counts as dead
+START_PATIENCE = 20.0  # seconds that a worker just started has until its first heartbeat
+
+_schema = sa.MetaData()
+_meta = sa.Table("meta", _schema, sa.Column("name", sa.String(200), primary_key=True), sa.Column("value", sa.Text, nullable=False))
+_runs = sa.Table(
+    "runs",
+    _schema,
+    sa.Column("key", sa.String(32), primary_key=True),
+    sa.Column("config", sa.Text, nullable=False),
+    sa.Column("preset", sa.String(32)),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("created", sa.Float, nullable=False, index=True),
+    sa.Column("started", sa.Float),
+    sa.Column("finished", sa.Float),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("heartbeat", sa.Float),
+    sa.Column("cancel", sa.Boolean, nullable=False, default=False),
+    sa.Column("error", sa.Text),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("summary", sa.Text),
+)
+_points = sa.Table(
+    "points",
+    _schema,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("key", sa.String(32), nullable=False),
+    sa.Column("stack", sa.Integer, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.UniqueConstraint("key", "stack", "step"),
+    sqlite_autoincrement=True,
+)
+_artifacts = sa.Table(
+    "artifacts",
+    _schema,
+    sa.Column("key", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
+)
+_presence = sa.Table(
+    "presence",
+    _schema,
+    sa.Column("role", sa.String(64), primary_key=True),
+    sa.Column("token", sa.String(64), nullable=False),
+    sa.Column("heartbeat", sa.Float, nullable=False),
+    sa.Column("info", sa.Text),
+)
+
+# Numbered and append-only; each runs with its record in one transaction.
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_schema.create_all,)
+
+
+class StoreError(RegcompareError):
+    """The store cannot be used; the text says why and what to do."""
+
+
+class NotOwner(Exception):
+    """The run was cancelled, deleted, or taken over by another worker: whoever trains it must stop."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of `runs`. `summary` holds the final numbers of a finished run (see `runfile.summarize`)."""
+
+    key: str
+    config: RunConfig
+    preset: str | None
+    status: Status
+    created: float
+    started: float | None
+    finished: float | None
+    error: str | None
+    source: str
+    cancel: bool
+    summary: dict[str, Any] | None
+
+    @property
+    def label(self) -> str:
+        return label(self.config)
+
+
+def default_url() -> str:
+    """`REGCOMPARE_STORE`, or an SQLite file in the project's `cache/`."""
+    return os.environ.get("REGCOMPARE_STORE") or f"sqlite:///{Path(__file__).parent.parent / 'cache' / 'regcompare.db'}"
+
+
+def published_dir() -> Path:
+    """The run files that ship with the project."""
+    return Path(__file__).parent.parent / "cache" / "published"
+
+
+class Store:
+    """One database. Cheap to make; every method is one short transaction."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.url = url or default_url()
+        try:
+            parsed = sa.make_url(self.url)
+            if parsed.get_backend_name() == "sqlite" and parsed.database:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            self.engine = sa.create_engine(parsed, connect_args={"timeout": 30} if parsed.get_backend_name() == "sqlite" else {})
+            if self.engine.dialect.name == "sqlite":
+                sa.event.listen(self.engine, "connect", _sqlite_settings)
+                sa.event.listen(self.engine, "begin", _sqlite_begin)
+            self._migrate()
+        except (sa.exc.SQLAlchemyError, OSError, ImportError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise StoreError(
+                f"--store must be a database that can be opened, got '{_without_password(self.url)}' ({reason}). "
+                "For example: sqlite:///runs.db, or leave it out for the project's cache folder."
+            ) from None
+
+    @contextmanager
+    def _begin(self, write: bool = True) -> Iterator[sa.Connection]:
+        with self.engine.connect().execution_options(write=write) as connection, connection.begin():
+            yield connection
+
+    def _migrate(self) -> None:
+        with self._begin() as db:
+            _meta.create(db, checkfirst=True)
+            done = int(db.scalar(sa.select(_meta.c.value).where(_meta.c.name == "schema")) or 0)
+            if done > len(MIGRATIONS):
+                raise StoreError(
+                    f"The store {_without_password(self.url)} was made by a newer regcompare. Update, or name another --store."
+                )
+            for number, migration in enumerate(MIGRATIONS[done:], done + 1):
+                migration(db)
+                self._put(db, _meta, {"name": "schema"}, {"value": str(number)})
+
+    @staticmethod
+    def _put(db: sa.Connection, table: sa.Table, where: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Insert or replace one row by its primary key, in any SQL."""
+        condition = sa.and_(*(table.c[name] == value for name, value in where.items()))
+        if not db.execute(sa.update(table).where(condition).values(**values)).rowcount:
+            db.execute(sa.insert(table).values(**where, **values))
+
+    # Asking for runs
+
+    def request(self, config: RunConfig, now: float | None = None, force: bool = False) -> Run:
+        """The run of a recipe: as it is if it is open or done, else queued. With `force` a finished one is queued anew."""
+        key, now = config.key(), now or time.time()
+        with self._begin() as db:
+            row = db.execute(sa.select(_runs).where(_runs.c.key == key)).first()
+            if row is None or row.status in ("failed", "cancelled") or (force and row.status == "done"):
+                self._forget(db, key)
+                values = {"config": config.canonical_json(), "preset": preset_of(config), "status": "queued", "created": now}
+                db.execute(sa.insert(_runs).values(key=key, source="trained", cancel=False, **values))
+                row = db.execute(sa.select(_runs).where(_runs.c.key == key)).one()
+        return _to_run(row)
+
+    def claim(self, owner: str, now: float | None = None, key: str | None = None) -> Run | None:
+        """Take the oldest waiting run (or the one named) for `owner`; None if none waits. Only one caller gets a run."""
+        now = now or time.time()
+        waiting = sa.select(_runs.c.key).where(_runs.c.status.in_(("queued", "interrupted")), _runs.c.cancel.is_(False))
+        waiting = waiting.where(_runs.c.key == key) if key else waiting.order_by(_runs.c.created).limit(1)
+        with self._begin() as db:
+            found = db.scalar(waiting)
+            if found is None:
+                return None
+            changed = db.execute(
+                sa.update(_runs)
+                .where(_runs.c.key == found, _runs.c.status.in_(("queued", "interrupted")))
+                .values(status="running", owner=owner, heartbeat=now, started=sa.func.coalesce(_runs.c.started, now), error=None)
+            )
+            if not changed.rowcount:
+                return None
+            row = db.execute(sa.select(_runs).where(_runs.c.key == found)).one()
+        return _to_run(row)
+
+    def beat(self, owner: str, now: float | None = None) -> None:
+        """Say that the owner of these running runs lives."""
+        with self._begin() as db:
+            db.execute(sa.update(_runs).where(_runs.c.owner == owner, _runs.c.status == "running").values(heartbeat=now or time.time()))
+
+    def reap(self, now: float | None = None) -> list[str]:
+        """Mark running runs whose owner has gone silent as interrupted; returns their keys."""
+        silent = sa.and_(_runs.c.status == "running", _runs.c.heartbeat < (now or time.time()) - STALE_AFTER)
+        with self._begin(write=False) as db:
+            if db.scalar(sa.select(_runs.c.key).where(silent).limit(1)) is None:
+                return []
+        with self._begin() as db:
+            keys = list(db.scalars(sa.select(_runs.c.key).where(silent)))
+            for key in keys:
+                self._end_without_result(db, key)
+        return keys
+
+    def release(self, owner: str) -> None:
+        """Mark what `owner` still runs as interrupted: its worker is leaving."""
+        with self._begin() as db:
+            for key in list(db.scalars(sa.select(_runs.c.key).where(_runs.c.owner == owner, _runs.c.status == "running"))):
+                self._end_without_result(db, key)
+
+    def _end_without_result(self, db: sa.Connection, key: str) -> None:
+        cancelled = db.scalar(sa.select(_runs.c.cancel).where(_runs.c.key == key))
+        if cancelled:
+            self._drop_work(db, key)
+        status = "cancelled" if cancelled else "interrupted"
+        db.execute(sa.update(_runs).where(_runs.c.key == key, _runs.c.status == "running").values(status=status, owner=None))
+
+    def cancel(self, key: str, now: float | None = None) -> None:
+        """Stop a run: at once if it waits, at its next point if it trains. A finished run stays as it is."""
+        with self._begin() as db:
+            db.execute(sa.update(_runs).where(_runs.c.key == key, _runs.c.status == "running").values(cancel=True))
+            waiting = sa.update(_runs).where(_runs.c.key == key, _runs.c.status.in_(("queued", "interrupted")))
+            if db.execute(waiting.values(status="cancelled", finished=now or time.time())).rowcount:
+                self._drop_work(db, key)
+
+    def delete(self, key: str) -> None:
+        """Remove a run and all that belongs to it; whoever trains it stops at its next point."""
+        with self._begin() as db:
+            self._forget(db, key)
+
+    def _forget(self, db: sa.Connection, key: str) -> None:
+        self._drop_work(db, key)
+        db.execute(sa.delete(_artifacts).where(_artifacts.c.key == key))
+        db.execute(sa.delete(_runs).where(_runs.c.key == key))
+
+    @staticmethod
+    def _drop_work(db: sa.Connection, key: str) -> None:
+        """Points, checkpoints and stack results: what only an unfinished run needs."""
+        db.execute(sa.delete(_points).where(_points.c.key == key))
+        unfinished = sa.or_(_artifacts.c.name.startswith("checkpoint:"), _artifacts.c.name.startswith("stack:"))
+        db.execute(sa.delete(_artifacts).where(_artifacts.c.key == key, unfinished))
+
+    # What a training process writes
+
+    def _own(self, db: sa.Connection, key: str, owner: str) -> None:
+        row = db.execute(sa.select(_runs.c.owner, _runs.c.status, _runs.c.cancel).where(_runs.c.key == key)).first()
+        if row is None or row.owner != owner or row.status != "running":
+            raise NotOwner(key)
+        if row.cancel:
+            raise NotOwner(key)
+
+    def add_point(self, key: str, stack: int, step: int, value: Mapping[str, Any], owner: str) -> None:
+        """Record a point of one stack.
+
+        Raises:
+            NotOwner: the run is no longer this owner's to train.
+        """
+        with self._begin() as db:
+            self._own(db, key, owner)
+            db.execute(sa.insert(_points).values(key=key, stack=stack, step=step, value=json.dumps(value)))
+
+    def save_checkpoint(self, key: str, stack: int, arrays: Arrays, step: int, owner: str) -> None:
+        """Record a stack's checkpoint at `step`.
+
+        Raises:
+            NotOwner: the run is no longer this owner's to train.
+        """
+        with self._begin() as db:
+            self._own(db, key, owner)
+            value = save_arrays(arrays | {"step": np.array(step)})
+            self._put(db, _artifacts, {"key": key, "name": f"checkpoint:{stack}"}, {"value": value})
+
+    def load_checkpoint(self, key: str, stack: int) -> Arrays | None:
+        """The checkpoint of a stack, its points after that step removed; None if there is none, then no point is left."""
+        with self._begin() as db:
+            value = db.scalar(sa.select(_artifacts.c.value).where(_artifacts.c.key == key, _artifacts.c.name == f"checkpoint:{stack}"))
+            arrays = load_arrays(value) if value else None
+            step = int(arrays["step"]) if arrays else -1
+            db.execute(sa.delete(_points).where(_points.c.key == key, _points.c.stack == stack, _points.c.step > step))
+        return arrays
+
+    def finished_stacks(self, key: str) -> set[int]:
+        """The stacks of a running run that are done already."""
+        with self._begin(write=False) as db:
+            names = db.scalars(sa.select(_artifacts.c.name).where(_artifacts.c.key == key, _artifacts.c.name.startswith("stack:")))
+            return {int(name.partition(":")[2]) for name in names}
+
+    def finish_stack(self, key: str, stack: int, arrays: Arrays, facts: Mapping[str, Any], owner: str) -> bool:
+        """Record a stack's result; with the last one the run becomes done, in the same transaction. True if it did.
+
+        Raises:
+            NotOwner: the run is no longer this owner's to train.
+        """
+        with self._begin() as db:
+            self._own(db, key, owner)
+            points = db.execute(
+                sa.select(_points.c.step, _points.c.value).where(_points.c.key == key, _points.c.stack == stack).order_by(_points.c.step)
+            )
+            result = RunFile.from_points([(step, json.loads(value)) for step, value in points], arrays, dict(facts))
+            self._put(db, _artifacts, {"key": key, "name": f"stack:{stack}"}, {"value": result.to_bytes()})
+            config = RunConfig.model_validate_json(db.scalar(sa.select(_runs.c.config).where(_runs.c.key == key)) or "")
+            parts = db.execute(
+                sa.select(_artifacts.c.name, _artifacts.c.value).where(_artifacts.c.key == key, _artifacts.c.name.startswith("stack:"))
+            )
+            stacks = {int(name.partition(":")[2]): value for name, value in parts}
+            if len(stacks) < len(config.stacks()):
+                return False
+            whole = merge_stacks(config, [RunFile.from_bytes(stacks[index], trusted=True) for index in sorted(stacks)])
+            self._drop_work(db, key)
+            self._write_result(db, key, whole)
+            db.execute(sa.update(_runs).where(_runs.c.key == key).values(status="done", finished=time.time(), owner=None, source="trained"))
+        return True
+
+    def fail(self, key: str, message: str, owner: str) -> None:
+        """End a run that cannot go on; nothing happens if it is no longer this owner's."""
+        with self._begin() as db:
+            mine = sa.update(_runs).where(_runs.c.key == key, _runs.c.owner == owner, _runs.c.status == "running")
+            if db.execute(mine.values(status="failed", error=message, finished=time.time(), owner=None)).rowcount:
+                self._drop_work(db, key)
+
+    def end_cancelled(self, key: str, owner: str) -> None:
+        """Make a cancelled run's end visible; called by the process that stopped training it."""
+        with self._begin() as db:
+            mine = sa.and_(_runs.c.key == key, _runs.c.owner == owner, _runs.c.status == "running", _runs.c.cancel.is_(True))
+            if db.execute(sa.update(_runs).where(mine).values(status="cancelled", finished=time.time(), owner=None)).rowcount:
+                self._drop_work(db, key)
+
+    def _write_result(self, db: sa.Connection, key: str, run_file: RunFile) -> None:
+        """The numbers that pages read and the weights, apart: reading the one must not cost the other."""
+        weights = {name: value for name, value in run_file.arrays.items() if name.startswith("weights/")}
+        record = RunFile({name: value for name, value in run_file.arrays.items() if name not in weights}, run_file.facts)
+        self._put(db, _artifacts, {"key": key, "name": "record"}, {"value": zlib.compress(record.to_bytes(), 1)})
+        if weights:
+            self._put(db, _artifacts, {"key": key, "name": "weights"}, {"value": save_arrays(weights)})
+        db.execute(sa.update(_runs).where(_runs.c.key == key).values(summary=json.dumps(run_file.summary())))
+
+    # Reading
+
+    def run(self, key: str) -> Run | None:
+        with self._begin(write=False) as db:
+            row = db.execute(sa.select(_runs).where(_runs.c.key == key)).first()
+        return _to_run(row) if row else None
+
+    def runs(self, statuses: Sequence[Status] | None = None) -> list[Run]:
+        """All runs, or those of some statuses, the newest first."""
+        query = sa.select(_runs).order_by(_runs.c.created.desc(), _runs.c.key)
+        with self._begin(write=False) as db:
+            rows = db.execute(query.where(_runs.c.status.in_(statuses)) if statuses else query).all()
+        return [_to_run(row) for row in rows]
+
+    def version(self) -> str:
+        """Changes whenever a run starts, ends, comes or goes: a key for caches of what `runs` returns."""
+        facts = sa.select(sa.func.count(), sa.func.max(_runs.c.created), sa.func.max(_runs.c.started), sa.func.max(_runs.c.finished))
+        open_ = sa.select(sa.func.count()).where(_runs.c.status.in_(("queued", "running")))
+        with self._begin(write=False) as db:
+            return repr((tuple(db.execute(facts.select_from(_runs)).one()), db.scalar(open_.select_from(_runs))))
+
+    def points(self, key: str, after: int = 0) -> list[tuple[int, int, dict[str, Any]]]:
+        """Points of an unfinished run written after the cursor: (cursor, stack, values), in the order they were written."""
+        query = sa.select(_points.c.id, _points.c.stack, _points.c.value).where(_points.c.key == key, _points.c.id > after)
+        with self._begin(write=False) as db:
+            return [(id_, stack, json.loads(value)) for id_, stack, value in db.execute(query.order_by(_points.c.id))]
+
+    def progress(self, key: str) -> dict[int, int]:
+        """Steps done by each stack of an unfinished run."""
+        query = sa.select(_points.c.stack, sa.func.max(_points.c.step)).where(_points.c.key == key).group_by(_points.c.stack)
+        with self._begin(write=False) as db:
+            return {stack: step for stack, step in db.execute(query)}
+
+    def record(self, key: str, weights: bool = False) -> RunFile | None:
+        """The result of a finished run; its weights only on request. None if the run is not done."""
+        with self._begin(write=False) as db:
+            query = sa.select(_artifacts.c.value).where(_artifacts.c.key == key)
+            value = db.scalar(query.where(_artifacts.c.name == "record"))
+            extra = db.scalar(query.where(_artifacts.c.name == "weights")) if weights and value else None
+        if value is None:
+            return None
+        record = RunFile.from_bytes(zlib.decompress(value), trusted=True)
+        return RunFile(record.arrays | load_arrays(extra), record.facts) if extra else record
+
+    # Run files in and out
+
+    def import_file(self, content: bytes, source: str = "imported", now: float | None = None) -> Run:
+        """Add a run file's run; one that is here already and done stays.
+
+        Raises:
+            RunFileError: it is no run file of this program; the text says what is wrong.
+        """
+        run_file = RunFile.from_bytes(content)
+        config = run_file.config
+        key = config.key()
+        with self._begin() as db:
+            row = db.execute(sa.select(_runs.c.status).where(_runs.c.key == key)).first()
+            if row is None or row.status != "done":
+                self._forget(db, key)
+                created = float(run_file.facts.get("finished") or now or time.time())
+                seconds = float(run_file.facts["seconds"])
+                values = {"config": config.canonical_json(), "preset": preset_of(config), "status": "done", "created": created}
+                values |= {"started": created - seconds, "finished": created, "source": source, "cancel": False}
+                db.execute(sa.insert(_runs).values(key=key, **values))
+                self._write_result(db, key, run_file)
+            row = db.execute(sa.select(_runs).where(_runs.c.key == key)).one()
+        return _to_run(row)
+
+    def export_file(self, key: str) -> bytes | None:
+        """A finished run as the bytes of a run file, weights included; None if it is not done."""
+        record = self.record(key, weights=True)
+        return record and record.to_bytes()
+
+    def import_published(self, folder: Path | None = None) -> int:
+        """Add the run files that ship with the project, each once in a store's life; returns how many were new."""
+        paths = sorted((folder or published_dir()).glob("*.safetensors"))
+        with self._begin(write=False) as db:
+            known = set(db.scalars(sa.select(_meta.c.name).where(_meta.c.name.startswith("published:"))))
+        fresh = [path for path in paths if f"published:{path.name}" not in known]
+        for path in fresh:
+            self.import_file(path.read_bytes(), source="published")
+            with self._begin() as db:
+                self._put(db, _meta, {"name": f"published:{path.name}"}, {"value": "1"})
+        return len(fresh)
+
+    # Who is there
+
+    def try_role(self, role: str, token: str, now: float | None = None, info: str = "", patience: float = STALE_AFTER) -> bool:
+        """Take or keep a role that one process at a time may have; True if it is the token's now."""
+        now = now or time.time()
+        with self._begin() as db:
+            row = db.execute(sa.select(_presence).where(_presence.c.role == role)).first()
+            if row is not None and row.token != token and row.heartbeat > now - patience:
+                return False
+            self._put(db, _presence, {"role": role}, {"token": token, "heartbeat": now, "info": info})
+        return True
+
+    def leave_role(self, role: str, token: str | None = None) -> None:
+        """Give up a role; with a token, only if it is that token's."""
+        held = _presence.c.role == role
+        with self._begin() as db:
+            db.execute(sa.delete(_presence).where(sa.and_(held, _presence.c.token == token) if token else held))
+
+    def present(self, prefix: str, now: float | None = None, within: float = STALE_AFTER) -> list[str]:
+        """The infos of live holders of roles that start with `prefix`."""
+        query = sa.select(_presence.c.info).where(_presence.c.role.startswith(prefix))
+        with self._begin(write=False) as db:
+            return list(db.scalars(query.where(_presence.c.heartbeat > (now or time.time()) - within)))
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _to_run(row: Any) -> Run:
+    summary = json.loads(row.summary) if row.summary else None
+    config = RunConfig.model_validate_json(row.config)
+    shared = (row.status, row.created, row.started, row.finished, row.error, row.source, row.cancel)
+    return Run(row.key, config, row.preset, *shared, summary)
+
+
+def _without_password(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.SQLAlchemyError:
+        return url
+
+
+def _sqlite_settings(connection: Any, _record: Any) -> None:
+    # The driver must not begin transactions by itself: `_sqlite_begin` does, and takes the write lock at once.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: sa.Connection) -> None:
+    # A read lock that becomes a write lock can fail at once under WAL; a writer asks for it before it reads.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write", True) else "BEGIN")
+
+
+__all__ = ["NotOwner", "Run", "Store", "StoreError", "default_url", "published_dir"]

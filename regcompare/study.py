@@ -1,0 +1,197 @@
+"""A study on the command line: several arms through joblib, progress from the store, results as a table or as JSON."""
+
+import json
+import math
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from regcompare.config import RunConfig
+from regcompare.runfile import METRICS, RunFile
+from regcompare.stats import Estimate, estimate, nats, percent
+from regcompare.store import Run, Store
+from regcompare.worker import train_stack
+
+WATCH = 0.25  # seconds between looks at the store while training
+
+
+@dataclass(frozen=True)
+class Result:
+    """An arm of a study after the command: its run, whether it was there already, its record if it is done."""
+
+    run: Run
+    cached: bool
+    record: RunFile | None
+    content: bytes | None = None
+
+
+def run_study(
+    arms: Sequence[RunConfig],
+    store_url: str | None = None,
+    jobs: int = 1,
+    data_dir: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+    quiet: bool = False,
+) -> list[Result]:
+    """Train what the store does not hold and return every arm's result, in order.
+
+    Raises:
+        RegcompareError: the store or the data cannot be used.
+    """
+    store = Store(store_url)
+    store.import_published()
+    runs = [store.request(config, force=force) for config in arms]
+    cached = {run.key for run in runs if run.status == "done"}
+    missing = [run for run in runs if run.key not in cached]
+    if missing:
+        _train(store, missing, jobs, data_dir, device, quiet)
+    results = []
+    for config in arms:
+        run = store.run(config.key())
+        if run is None:  # somebody deleted it meanwhile
+            run = store.request(config)
+        results.append(Result(run, run.key in cached, store.record(run.key)))
+    return results
+
+
+def _train(store: Store, runs: Sequence[Run], jobs: int, data_dir: str | None, device: str, quiet: bool) -> None:
+    """Claim and train; wait for what another process already trains, and take it over if that process dies."""
+    _fail_early(runs, data_dir)
+    owner = uuid.uuid4().hex
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(store, owner, runs, stop, quiet), daemon=True)
+    watcher.start()
+    try:
+        while True:
+            claimed = [run for run in runs if store.claim(owner, key=run.key)]
+            if claimed:
+                stacks = [(run.key, index) for run in claimed for index in range(len(run.config.stacks()))]
+                work = (delayed(train_stack)(store.url, key, index, owner, data_dir, device) for key, index in stacks)
+                Parallel(n_jobs=min(jobs, len(stacks)), batch_size=1)(work)
+            current = [store.run(run.key) for run in runs]
+            if not any(run is not None and run.status in ("queued", "running", "interrupted") for run in current):
+                return
+            time.sleep(WATCH)
+    except (BrokenExecutor, OSError) as error:
+        print(f"A training process ended ({type(error).__name__}). The same command goes on from the last checkpoint.", file=sys.stderr)
+    finally:
+        stop.set()
+        watcher.join()
+        store.release(owner)
+
+
+def _fail_early(runs: Sequence[Run], data_dir: str | None) -> None:
+    """Make each data set's tensors here, once: not in every process, and a missing file is one line."""
+    from regcompare.data import load
+
+    for dataset in {run.config.dataset for run in runs}:
+        load(RunConfig(dataset=dataset), Path(data_dir) if data_dir else None)
+
+
+def _watch(store: Store, owner: str, runs: Sequence[Run], stop: threading.Event, quiet: bool) -> None:
+    """Heartbeat for the runs in hand, and a progress bar an arm on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bars: dict[str, TaskID] = {}
+        for run in runs:
+            bars[run.key] = progress.add_task(run.label, total=run.config.steps * len(run.config.stacks()))
+        while not stop.wait(WATCH):
+            now = time.time()
+            store.beat(owner, now)
+            store.reap(now)
+            for run in runs:
+                progress.update(bars[run.key], completed=sum(store.progress(run.key).values()))
+        for run in runs:
+            found = store.run(run.key)
+            if found and found.status == "done":
+                progress.update(bars[run.key], completed=run.config.steps * len(run.config.stacks()))
+
+
+def export(results: Sequence[Result], folder: Path) -> None:
+    """Write a run file for each finished arm."""
+    store = Store()
+    for result in results:
+        content = result.content or store.export_file(result.run.key)
+        if content:
+            (folder / file_name(result.run)).write_bytes(content)
+
+
+def file_name(run: Run) -> str:
+    """`standard-bn-mnist-5k-0123abcd....safetensors`: readable, and one name a recipe."""
+    return f"{run.preset or 'custom'}-{run.config.dataset}-{run.key}.safetensors"
+
+
+def to_json(results: Sequence[Result]) -> str:
+    """The object of the contract (DESIGN, Commands)."""
+    return json.dumps({"runs": [_run_object(result) for result in results], "comparisons": [], "interaction": None}, allow_nan=False)
+
+
+def _run_object(result: Result) -> dict[str, Any]:
+    run, record = result.run, result.record
+    summary = run.summary or dict.fromkeys(("seconds", "images_per_second", "parameters", *METRICS))
+    return {
+        "key": run.key,
+        "preset": run.preset,
+        "config": run.config.model_dump(mode="json"),
+        "status": run.status,
+        "cached": result.cached,
+        "seeds": list(run.config.seeds),
+        **summary,
+        "history": _history(record) if record else [],
+        "batch_norm": _batch_norm(record) if record else {},
+    }
+
+
+def _history(record: RunFile) -> list[dict[str, Any]]:
+    steps, epochs = record.arrays["history/step"].tolist(), record.arrays["history/epoch"].tolist()
+    columns = {metric: record.history(metric).astype(float).tolist() for metric in METRICS}
+    return [
+        {"step": step, "epoch": epochs[i]} | {m: None if math.isnan(values[i][0]) else values[i] for m, values in columns.items()}
+        for i, step in enumerate(steps)
+    ]
+
+
+def _batch_norm(record: RunFile) -> dict[str, dict[str, Any]]:
+    places: dict[str, dict[str, Any]] = {}
+    for name, values in record.arrays.items():
+        if name.startswith("batch_norm/"):
+            _, place, array = name.split("/")
+            places.setdefault(place, {})[array] = values[-1].astype(float).tolist()
+    return {place: places[place] for place in record.config.normalized_places}
+
+
+def gap(summary: dict[str, Any]) -> Estimate:
+    """Train minus test accuracy of each seed, both in eval mode on the whole split."""
+    pairs = zip(summary["train_accuracy"], summary["test_accuracy"], strict=True)
+    return estimate([train - test for train, test in pairs])
+
+
+def to_table(results: Sequence[Result]) -> str:
+    """Arms with means, 95 % intervals over seeds, and n."""
+    table = Table(title="Final values, eval mode on the whole split: mean ± half the 95 % interval over seeds (Student's t)")
+    for heading in ("arm", "test accuracy, %", "test loss, nats", "train accuracy, %", "gap, points", "seconds"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for result in results:
+        run, summary = result.run, result.run.summary
+        if summary is None:
+            table.add_row(run.label, run.status, *[""] * 4)
+            continue
+        accuracy, loss, trained = (estimate(summary[m]) for m in ("test_accuracy", "test_loss", "train_accuracy"))
+        seconds = f"{summary['seconds']:.1f}{' (cached)' if result.cached else ''}"
+        table.add_row(run.label, percent(accuracy), nats(loss), percent(trained), percent(gap(summary), signed=True), seconds)
+    out = StringIO()
+    Console(file=out, width=max(150, Console().width)).print(table)
+    return out.getvalue()
