@@ -6,6 +6,7 @@ since 1970 (UTC), passed in as `now` where a test needs its own.
 
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -466,10 +467,7 @@ def _to_run(row: Any) -> Run:
 
 
 def _without_password(url: str) -> str:
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.SQLAlchemyError:
-        return url
+    return re.sub("(://[^:/@]*:)[^@]*@", r"\1***@", url)
 
 
 def _sqlite_settings(connection: Any, _record: Any) -> None:
