@@ -126,7 +126,7 @@ def _is_whole(folder: Path, dataset: str) -> bool:
             np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False).shape == shape
             for part, shape in zip(_PARTS, shapes, strict=True)
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return False
 
 
