@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
+from safetensors.numpy import save
 
 from regcompare.config import CLASSES, PLACES, RegcompareError, RunConfig, make_config, shown
 from regcompare.layers import WIDTHS, parameter_count
@@ -28,6 +28,11 @@ FORMAT = 1
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 BN_ARRAYS = ("weight", "bias", "running_mean", "running_var")
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def save_arrays(arrays: Arrays, metadata: dict[str, str] | None = None) -> bytes:
+    """The arrays as safetensors. In C order: the library would write any other as it lies in memory, wrong and without a word."""
+    return save({name: np.asarray(values, order="C") for name, values in arrays.items()}, metadata)
 
 
 class RunFileError(RegcompareError):

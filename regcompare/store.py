@@ -18,10 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from regcompare.config import RegcompareError, RunConfig, label, preset_of
-from regcompare.runfile import Arrays, RunFile, merge_stacks
+from regcompare.runfile import Arrays, RunFile, merge_stacks, save_arrays
 
 Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 OPEN: tuple[Status, ...] = ("queued", "running", "interrupted")
