@@ -247,6 +247,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dropout": {"input_norm": "standard", "batch_norm": (), "dropout": Dropout.of(0.2, 0.5, 0.5)},
     "bn-dropout": {"input_norm": "standard", "batch_norm": HIDDEN_PLACES, "dropout": Dropout.of(0.2, 0.5, 0.5)},
 }
+ARM_FIELDS = ("input_norm", "batch_norm", "dropout")
 PRESET_TITLES = {
     "baseline": "Control: neither",
     "standard-bn": "Problem 2: standard input, BN hidden",
@@ -329,6 +330,25 @@ def _readable(error: Any, values: Mapping[str, Any]) -> BadInput:
     return BadInput(name, values[field], rule["allowed"], way_out)
 
 
+def bounds(field: str) -> tuple[Any, Any]:
+    """The least and the greatest value of a number field; None where there is none."""
+    limits: dict[str, Any] = {}
+    for rule in RunConfig.model_fields[field].metadata:
+        limits |= {name: getattr(rule, name) for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
+    return limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+
+
+def format_seeds(seeds: tuple[int, ...]) -> str:
+    """Seeds as `--seeds` takes them: `0-7`, `0,5,9`, `0-3,8`."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`0-3` or `0,5,9` or a mix of both, as numbers.
 
@@ -391,3 +411,27 @@ def label(config: RunConfig) -> str:
     if rates:
         parts.append("dropout " + " ".join(f"{place} {rate:g}" for place, rate in rates.items()))
     return ", ".join(parts)
+
+
+def setting(config: RunConfig) -> tuple[Any, ...]:
+    """What arms share that may be compared: everything in a recipe but the net."""
+    return tuple(getattr(config, field) for field in RunConfig.model_fields if field not in ARM_FIELDS)
+
+
+def setting_title(config: RunConfig) -> str:
+    """A recipe's data and training in words: `mnist, 5 epochs, adam lr 0.001, batch 64, seeds 0-7`."""
+    size = f", first {config.train_size}" if config.train_size else ""
+    epochs = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
+    training = f"{config.optimizer} lr {config.lr:g}, batch {config.batch_size}, seeds {format_seeds(config.seeds)}"
+    return f"{config.dataset}{size}, {epochs}, {training}"
+
+
+def short_title(config: RunConfig) -> str:
+    """An arm in its setting, what is as usual left out: `dropout (mnist, 5 epochs, lr 0.001)`."""
+    usual = RunConfig.model_fields
+    parts = [config.dataset + (f", first {config.train_size}" if config.train_size else "")]
+    parts += [f"{config.epochs} epoch{'s' * (config.epochs > 1)}", f"lr {config.lr:g}"]
+    parts += [config.optimizer] if config.optimizer != usual["optimizer"].default else []
+    parts += [f"batch {config.batch_size}"] if config.batch_size != usual["batch_size"].default else []
+    parts += [f"seeds {format_seeds(config.seeds)}"] if config.seeds != DEFAULT_SEEDS else []
+    return f"{label(config)} ({', '.join(parts)})"

@@ -43,6 +43,18 @@ def estimate(values: np.ndarray | list[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
+def difference(a: np.ndarray | list[float], b: np.ndarray | list[float]) -> Estimate:
+    """Mean of a - b over pairs, `a` and `b` [n] on the same seeds in the same order, with its interval (paired t).
+
+    Raises:
+        ValueError: they are not of one length, or empty.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape:
+        raise ValueError(f"paired values must be of one length, got {a.size} and {b.size}")
+    return estimate(a - b)
+
+
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Mean [T] over the seeds of `values` [T, K], and half the width of its interval [T]; None where K is 1."""
     mean, n = values.mean(1), values.shape[1]

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 from safetensors.numpy import load as load_arrays
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
 from regcompare.config import RegcompareError, RunConfig, label, preset_of
 from regcompare.runfile import Arrays, RunFile, merge_stacks, save_arrays
@@ -105,6 +107,11 @@ class Run:
     def label(self) -> str:
         return label(self.config)
 
+    @property
+    def file_name(self) -> str:
+        """`standard-bn-mnist-5k-0123abcd....safetensors`: readable, and one name a recipe."""
+        return f"{self.preset or 'custom'}-{self.config.dataset}-{self.key}.safetensors"
+
 
 def default_url() -> str:
     """`REGCOMPARE_STORE`, or an SQLite file in the project's `cache/`."""
@@ -129,10 +136,10 @@ class Store:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             self.engine = sa.create_engine(parsed, connect_args={"timeout": 30} if parsed.get_backend_name() == "sqlite" else {})
             if self.engine.dialect.name == "sqlite":
-                sa.event.listen(self.engine, "connect", _sqlite_settings)
-                sa.event.listen(self.engine, "begin", _sqlite_begin)
+                event.listen(self.engine, "connect", _sqlite_settings)
+                event.listen(self.engine, "begin", _sqlite_begin)
             self._migrate()
-        except (sa.exc.SQLAlchemyError, OSError, ImportError, ValueError, TypeError) as error:
+        except (SQLAlchemyError, OSError, ImportError, ValueError, TypeError) as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise StoreError(
                 f"--store must be a database that can be opened, got '{_without_password(self.url)}' ({reason}). "

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from regcompare.config import RunConfig
 from regcompare.runfile import METRICS, RunFile
-from regcompare.stats import Estimate, estimate, nats, percent
+from regcompare.stats import difference, estimate, nats, percent
 from regcompare.store import Run, Store
 from regcompare.worker import train_stack
 
@@ -124,12 +124,7 @@ def export(results: Sequence[Result], folder: Path, store_url: str | None = None
     store = Store(store_url)
     for result in results:
         if content := store.export_file(result.run.key):
-            (folder / file_name(result.run)).write_bytes(content)
-
-
-def file_name(run: Run) -> str:
-    """`standard-bn-mnist-5k-0123abcd....safetensors`: readable, and one name a recipe."""
-    return f"{run.preset or 'custom'}-{run.config.dataset}-{run.key}.safetensors"
+            (folder / result.run.file_name).write_bytes(content)
 
 
 def to_json(results: Sequence[Result]) -> str:
@@ -171,12 +166,6 @@ def _batch_norm(record: RunFile) -> dict[str, dict[str, Any]]:
     return {place: places[place] for place in record.config.normalized_places}
 
 
-def gap(summary: dict[str, Any]) -> Estimate:
-    """Train minus test accuracy of each seed, both in eval mode on the whole split."""
-    pairs = zip(summary["train_accuracy"], summary["test_accuracy"], strict=True)
-    return estimate([train - test for train, test in pairs])
-
-
 def to_table(results: Sequence[Result]) -> str:
     """Arms with means, 95 % intervals over seeds, and n."""
     table = Table(title="Final values, eval mode on the whole split: mean ± half the 95 % interval over seeds (Student's t)")
@@ -189,7 +178,14 @@ def to_table(results: Sequence[Result]) -> str:
             continue
         accuracy, loss, trained = (estimate(summary[m]) for m in ("test_accuracy", "test_loss", "train_accuracy"))
         seconds = f"{summary['seconds']:.1f}{' (cached)' if result.cached else ''}"
-        table.add_row(run.label, percent(accuracy), nats(loss), percent(trained), percent(gap(summary), signed=True), seconds)
+        table.add_row(
+            run.label,
+            percent(accuracy),
+            nats(loss),
+            percent(trained),
+            percent(difference(summary["train_accuracy"], summary["test_accuracy"]), signed=True),
+            seconds,
+        )
     out = StringIO()
     Console(file=out, width=max(150, Console().width)).print(table)
     return out.getvalue()

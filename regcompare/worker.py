@@ -212,7 +212,7 @@ class Worker:
             for key in lost:
                 self.attempts[key] = self.attempts.get(key, 0) + 1
                 if self.attempts[key] >= MAX_ATTEMPTS:
-                    text = f"The training process ended {MAX_ATTEMPTS} times, perhaps for want of memory. Choose fewer seeds or a smaller batch."
+                    text = f"The training process ended {MAX_ATTEMPTS} times, perhaps for want of memory. Choose fewer seeds."
                     self.store.fail(key, text, self.owner)
             self.store.release(self.owner)
             self.owner = uuid.uuid4().hex  # what the old processes may still write is refused
@@ -267,7 +267,7 @@ def ensure_worker(store: Store, now: float | None = None) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m regcompare.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m regcompare.worker", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--store", default=default_url(), help="database URL (default: REGCOMPARE_STORE, or SQLite in cache/)")
     parser.add_argument("--jobs", type=int, default=cores(), help="training processes (default: the cores)")
     parser.add_argument("--data-dir", help="folder that holds MNIST/raw (default: REGCOMPARE_DATA_DIR)")

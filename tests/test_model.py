@@ -117,7 +117,8 @@ def test_each_replicate_is_the_plain_net(name, mnist_5k):
             assert difference <= 5e-2 * gradients32[parameter].norm().item() + 1e-4 * largest, parameter
         assert apart(exact[0][index], losses) <= 1e-6
         assert apart(exact[2][index], logits) <= 1e-5
-        assert apart(rounded[0][index, :3], losses32[:3]) <= 1e-4
+        assert apart(rounded[0][index, 0], losses32[0]) <= 1e-4  # before any step: Adam makes full steps of rounding noise
+        assert apart(rounded[0][index, :3], losses32[:3]) <= 1e-3
         assert apart(rounded[0][index], losses32) <= 2e-2
         assert apart(rounded[2][index], logits32) <= 3e-2 * logits32.abs().max()
 

@@ -421,7 +421,7 @@ def test_ctrl_c_and_the_next_call_goes_on(tmp_path, jobs):
     with pytest.raises(ProcessLookupError):
         wait_for_end(process.pid)
     stopped = time.time()
-    (waiting,) = Store(f"sqlite:///{path}").runs()
+    (waiting,) = [run for run in Store(f"sqlite:///{path}").runs() if run.source == "trained"]
     assert waiting.status == "interrupted"
     before = Store(f"sqlite:///{path}").progress(waiting.key)
     assert max(before.values()) < waiting.config.steps

@@ -1,0 +1,64 @@
+"""Compare: arms side by side - a table with intervals, overlaid curves, and what differs between the recipes."""
+
+import streamlit as st
+
+from app_pages import shared
+from regcompare import figures, tables
+from regcompare.config import short_title
+
+st.title("Compare", anchor=False)
+runs = {run.key: run for run in shared.done_runs()}
+if not runs:
+    st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
+    st.stop()
+names = {key: short_title(run.config) for key, run in runs.items()}
+groups = shared.settings([run for run in runs.values() if run.preset]) or [list(runs.values())]
+usual = [run.key for run in groups[0]]
+if "compare_arms" not in st.session_state:
+    st.session_state["compare_arms"] = shared.linked("arms", runs) or usual
+    st.session_state["compare_metric"] = (shared.linked("metric", figures.METRIC_TITLES) or ["test_accuracy"])[0]
+st.session_state["compare_arms"] = [key for key in st.session_state["compare_arms"] if key in runs]
+arms = st.multiselect(
+    "Arms", list(names), format_func=names.__getitem__, key="compare_arms", persist_state="session", placeholder="Pick runs"
+)
+st.segmented_control(
+    "Measure",
+    list(figures.METRIC_TITLES),
+    format_func=figures.METRIC_TITLES.__getitem__,
+    key="compare_metric",
+    required=True,
+    persist_state="session",
+)
+metric: str = st.session_state["compare_metric"]
+shared.link(arms=[] if arms == usual else arms, metric=None if metric == "test_accuracy" else metric)
+if not arms:
+    st.info("Pick at least one arm to see its numbers.")
+    st.stop()
+
+chosen = [runs[key] for key in arms]
+configs = [run.config for run in chosen]
+if len({(config.dataset, config.train_size) for config in configs}) > 1:
+    st.warning("These arms saw different images, so their numbers do not compare the nets alone.", icon=":material/warning:")
+if len({config.seeds for config in configs}) > 1:
+    st.warning("These arms do not share their seeds, so they are not paired.", icon=":material/warning:")
+
+results = figures.arm_results([(run.config, run.summary or {}) for run in chosen], metric)
+shared.chart(figures.overview(results, metric), figures.overview_alt(results, metric), key="compare_overview")
+if metric == "test_accuracy":
+    st.markdown(figures.overview_sentence(results, configs[0]))
+
+st.subheader("Final values", anchor=False)
+st.dataframe(tables.results_table(chosen), hide_index=True, alt="Final values of each arm; the same numbers as in the figures")
+st.caption("Mean ± half the 95 % interval over seeds (Student's t), whole split, eval mode. Gap: training minus test accuracy.")
+
+st.subheader("Learning curves", anchor=False)
+items = [figures.curve(record, metric) for record in shared.records(chosen)]
+shared.chart(figures.curves(items, metric), figures.curves_alt(items, metric), key="compare_curves")
+st.caption("Line: mean over seeds. Band: 95 % interval of the mean. Training values are running means while the net learns, dropout on.")
+
+st.subheader("What differs between the recipes", anchor=False)
+differences = tables.recipe_differences(configs)
+if differences.empty:
+    st.caption("Nothing: pick two arms or more." if len(arms) == 1 else "Nothing.")
+else:
+    st.dataframe(differences, alt="The fields of the recipes that differ, a column a recipe")

@@ -1,0 +1,69 @@
+"""Parameters: the learned batch-norm values, how they moved, the activations, and the layers."""
+
+import streamlit as st
+
+from app_pages import shared
+from regcompare import figures, tables
+from regcompare.config import short_title
+from regcompare.layers import parameter_count
+from regcompare.runfile import BN_ARRAYS
+
+st.title("Parameters", anchor=False)
+st.markdown(
+    "Batch norm gives each channel $\\gamma\\,\\frac{x-\\mu}{\\sqrt{\\sigma^2+\\epsilon}}+\\beta$. The weight γ and the bias β are learned; the running "
+    "mean μ and variance σ² follow the batches and are what the net uses on test images."
+)
+runs = {run.key: run for run in shared.done_runs()}
+if not runs:
+    st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
+    st.stop()
+names = {key: short_title(run.config) for key, run in runs.items()}
+groups = shared.settings([run for run in runs.values() if run.preset]) or [list(runs.values())]
+usual = [run.key for run in groups[0] if run.config.normalized_places] or [groups[0][0].key]
+if "parameters_arms" not in st.session_state:
+    st.session_state["parameters_arms"] = shared.linked("arms", runs) or usual
+st.session_state["parameters_arms"] = [key for key in st.session_state["parameters_arms"] if key in runs]
+arms = st.multiselect(
+    "Arms", list(names), format_func=names.__getitem__, key="parameters_arms", persist_state="session", placeholder="Pick runs"
+)
+shared.link(arms=[] if arms == usual else arms)
+if not arms:
+    st.info("Pick at least one arm to see its parameters.")
+    st.stop()
+
+records = shared.records(runs[key] for key in arms)
+normalized = [record for record in records if record.config.normalized_places]
+if normalized:
+    last = max(record.config.epochs for record in normalized)
+    at = st.slider("After epoch", 0, last, last, key="parameters_epoch", help="0 is the state before training.")
+    with shared.wide("violins"):
+        for array in BN_ARRAYS:
+            shared.chart(figures.violins(normalized, array, at), figures.violins_alt(normalized, array, at), key=f"parameters_{array}")
+    st.caption(
+        "All seeds together; up to six channels as points, a density over them would be a lie. " + figures.violins_sentence(normalized, at)
+    )
+    st.subheader("How they moved", anchor=False)
+    array = st.segmented_control(
+        "Value", BN_ARRAYS, default="weight", format_func=figures.BN_TITLES.__getitem__, key="parameters_array", required=True
+    )
+    with shared.wide("drift"):
+        shared.chart(figures.drift(normalized, array), figures.drift_alt(normalized, array), key="parameters_drift")
+    st.caption("Line: median over seeds and channels. Band: the middle 90 % of them, not an interval of the mean.")
+else:
+    st.info("None of these arms has batch norm. Pick one that has, or look at the activations below.")
+
+st.subheader("Activations", anchor=False)
+with shared.wide("activations"):
+    shared.chart(figures.activations(records), figures.activations_alt(records), key="parameters_activations")
+st.caption(
+    "What each place gives on after ReLU and pooling, on 128 test images in eval mode: 256 values a seed, all seeds together. "
+    "A hidden unit at zero is silent."
+)
+
+st.subheader("Layers", anchor=False)
+key = st.selectbox("Net of", arms, format_func=lambda key: runs[key].label, key="parameters_net")
+config = runs[key].config
+st.dataframe(
+    tables.layers_table(config), hide_index=True, height="content", alt=f"Layers of {runs[key].label} with output shapes and parameters"
+)
+st.caption(f"{parameter_count(config):,} parameters. -1 stands for the images of a batch.")

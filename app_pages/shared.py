@@ -1,0 +1,147 @@
+"""What pages share: the store and cached reads of it, charts with their words, the live chart. Not a page."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+from sqlalchemy.exc import SQLAlchemyError
+from streamlit.components.v2 import component
+
+from regcompare import live
+from regcompare.config import MAX_SEEDS, PRESETS, RegcompareError, preset_of, setting
+from regcompare.figures import curve, style_of
+from regcompare.runfile import RunFile
+from regcompare.stats import t_quantile
+from regcompare.store import Run, Store, default_url
+
+STATUS_ICONS = {
+    "queued": ":material/schedule:",
+    "running": ":material/play_circle:",
+    "done": ":material/check_circle:",
+    "failed": ":material/error:",
+    "cancelled": ":material/cancel:",
+    "interrupted": ":material/pause_circle:",
+}
+LIVE_HTML = """<div class="rc-live"><div class="rc-text" role="status"></div>
+<div class="rc-bar" role="progressbar" aria-label="Training progress" aria-valuemin="0" aria-valuemax="100" hidden><div></div></div>
+<div class="rc-plot" role="img"></div></div>"""
+LIVE_CSS = """.rc-live { color: var(--st-text-color); font-family: var(--st-font); }
+.rc-text { min-height: 1.5em; font-variant-numeric: tabular-nums; }
+.rc-bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--st-border-color); margin: 2px 0 10px; }
+.rc-bar > div { height: 100%; width: 0; background: var(--st-primary-color); transition: width .2s linear; }
+@media (prefers-reduced-motion: reduce) { .rc-bar > div { transition: none; } }"""
+_live_chart = component(
+    "regcompare_live", html=LIVE_HTML, css=LIVE_CSS, js=Path(live.__file__).with_suffix(".js").read_text(), isolate_styles=False
+)
+T_QUANTILES = [0.0, 0.0] + [t_quantile(n) for n in range(2, MAX_SEEDS + 1)]
+
+
+def store() -> Store:
+    """The server's store. If it cannot be opened the page says so and ends."""
+    try:
+        return live.shared_store(default_url())
+    except (RegcompareError, SQLAlchemyError) as error:
+        st.error(str(error).splitlines()[0])
+        st.stop()
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _runs(url: str, version: str) -> tuple[Run, ...]:
+    return tuple(store().runs())
+
+
+def all_runs() -> tuple[Run, ...]:
+    """Every run, the newest first; read again only when one has changed."""
+    return _runs(store().url, store().version())
+
+
+def done_runs() -> list[Run]:
+    """Finished runs: the presets first, in their order, then the rest."""
+    order = {name: place for place, name in enumerate(PRESETS)}
+    return sorted((run for run in all_runs() if run.status == "done"), key=lambda run: order.get(run.preset or "", len(order)))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _record(url: str, key: str, finished: float | None) -> RunFile | None:
+    return store().record(key)
+
+
+def record(run: Run) -> RunFile | None:
+    """A finished run's numbers. Shared by all sessions: do not change them."""
+    return _record(store().url, run.key, run.finished)
+
+
+def records(runs: Iterable[Run]) -> list[RunFile]:
+    return [found for run in runs if (found := record(run))]
+
+
+def settings(runs: Sequence[Run]) -> list[list[Run]]:
+    """Finished runs that may be compared, in groups of one data set and training each: the most arms first, then the newest."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(setting(run.config), []).append(run)
+    return sorted(
+        groups.values(),
+        key=lambda group: (-len({preset_of(run.config) for run in group}), -group[0].config.n_train, -group[0].config.epochs),
+    )
+
+
+def chart(figure: go.Figure, alt: str, key: str) -> None:
+    """A figure with its words for those who cannot see it."""
+    options = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+    st.plotly_chart(figure, width="stretch", key=key, config=options, alt=alt)
+
+
+def wide(key: str) -> Any:
+    """A place for figures of several columns: on a phone they keep a readable width and scroll sideways (see `app.CSS`)."""
+    return st.container(key=f"wide_{key}")
+
+
+def live_chart(run: Run | None, pinned: Sequence[RunFile]) -> str | None:
+    """Loss and accuracy of a run, growing while it trains, over those of pinned runs. Returns how the run ended, once.
+
+    With no run it shows nothing and gets the chart library ready, which is what the first click would else wait for.
+    """
+    look = style_of(run.config) if run else None
+    data = {
+        "stream": f"api/runs/{run.key}/stream" if run else None,
+        "started": run.created if run else None,  # a run trained anew has the same key
+        "plotly": live.PLOTLY_ROUTE.lstrip("/"),
+        "live": run is not None and run.status != "done",
+        "name": run.label if run else "",
+        "color": look.color if look else "",
+        "symbol": look.symbol if look else "",
+        "epochs": run.config.epochs if run else 1,
+        "t": T_QUANTILES,
+        "pinned": [_pin(pin) for pin in pinned],
+    }
+    result = _live_chart(key="lab_live", data=data, on_ended_change=lambda: None)
+    return result.ended  # type: ignore[attr-defined]
+
+
+def _pin(pin: RunFile) -> dict[str, Any]:
+    drawn: dict[str, Any] = {}
+    for metric in ("test_loss", "test_accuracy"):
+        found = curve(pin, metric)
+        half = found.half if found.half is not None else 0 * found.mean
+        drawn[metric] = {"epoch": found.epoch.tolist(), "mean": found.mean.tolist(), "half": half.tolist(), "n": found.n}
+    look = style_of(pin.config)
+    return {"name": found.name, "color": look.color, "symbol": look.symbol, "epochs": pin.config.epochs, **drawn}
+
+
+def linked(name: str, allowed: Iterable[str]) -> list[str]:
+    """The words of a link's parameter (`?arms=a,b`) that are allowed, in order; the rest is left out."""
+    known = set(allowed)
+    return [word for word in dict.fromkeys(st.query_params.get(name, "").split(",")) if word in known]
+
+
+def link(**parameters: str | Sequence[str] | None) -> None:
+    """Write the page's state into its address; what is empty is left out of it."""
+    for name, value in parameters.items():
+        text = value if isinstance(value, str) else ",".join(value or ())
+        if text:
+            st.query_params[name] = text
+        elif name in st.query_params:
+            del st.query_params[name]
