@@ -41,6 +41,7 @@ class Chart {
       this.history = null;
       this.status = null;
       this.cursor = 0;
+      Object.assign(this.root.dataset, { points: "0", stream: data.stream ?? "" });
       if (data.stream) this.open();
       this.bring = data.live;
     }
@@ -220,7 +221,7 @@ class Chart {
     this.track.setAttribute("aria-valuenow", percent);
     const left = s.left === null || s.left === undefined ? "" : s.left < 90 ? `, about ${Math.ceil(s.left)} s left` : `, about ${Math.ceil(s.left / 60)} min left`;
     this.text.textContent = {
-      queued: s.ahead ? `Waiting: ${s.ahead} run${s.ahead > 1 ? "s" : ""} before this one.` : "Waiting for the training process to take it.",
+      queued: !s.worker ? "Waiting for a worker to start." : s.ahead ? `Waiting: ${s.ahead} run${s.ahead > 1 ? "s" : ""} before this one.` : "Waiting for the training process to take it.",
       running: `Training: ${percent} %${left}`,
       interrupted: "Interrupted: its training process ended. It goes on from the last checkpoint by itself.",
     }[s.status] ?? "";

@@ -4,7 +4,7 @@ One reader per run asks the store; all of a run's viewers share what it found, a
 point it has (`Last-Event-ID`, or `?cursor=`) and gets what came after it, so a dropped connection leaves no gap. Events:
 
     points   [[stack, point], ...]; a step that comes again (a run resumed) replaces the earlier one
-    status   {status, done, total, left: seconds or null, error, ahead}
+    status   {status, done, total, left: seconds or null, error, ahead: runs before it, worker: is there one}
     history  {epoch: [T], train_loss: [T][K], ...}: a finished run, whole; replaces all points
     end      the stream is over; do not come back
 """
@@ -32,7 +32,7 @@ from starlette.routing import Route
 from regcompare.config import RegcompareError
 from regcompare.runfile import METRICS, RunFile
 from regcompare.store import Store, default_url
-from regcompare.worker import SERVER_ROLE, ensure_worker
+from regcompare.worker import ROLE, SERVER_ROLE, ensure_worker
 
 POLL = 0.05  # seconds between looks at the store for a run that has viewers
 STATUS_EVERY = 0.25
@@ -101,6 +101,7 @@ class Feed:
             waiting = self.store.runs(["queued", "interrupted"]) if run.status == "queued" else []
             ahead = sum(other.created < run.created for other in waiting)
             facts |= {"done": done, "left": self._left(run.status, done, total), "ahead": ahead}
+            facts["worker"] = bool(self.store.present(ROLE))
             return json.dumps(facts), None
         record = self.store.record(self.key) if run.status == "done" else None
         history = event("history", encode_history(record)) if record else b""

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy.special import stdtrit  # scipy.stats would cost every page server 45 MB
 
 LEVEL = 0.95
 
@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
 
 def t_quantile(n: int) -> float:
     """Student's t for a two-sided 95 % interval from n values; 4.30 at n = 3, not 1.96."""
-    return float(scipy_stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    return float(stdtrit(n - 1, (1 + LEVEL) / 2))
 
 
 def estimate(values: np.ndarray | list[float]) -> Estimate:

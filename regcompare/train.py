@@ -183,7 +183,7 @@ def checked(point: Point, config: RunConfig, seeds: Sequence[int]) -> Point:
         raise TrainingFailed(
             f"Training stopped at step {point.step} (epoch {point.epoch:.2f}): the loss of seed {seed} is no longer a finite number. "
             f"Steps of {config.optimizer} at learning rate {config.lr:g} overshoot and grow without bound. "
-            f"Lower --lr to {config.lr / 10:g} or less, or turn batch norm on."
+            f"Lower --lr to {config.lr / 10:g} or less{'' if config.batch_norm else ', or turn batch norm on'}."
         )
     return point
 
