@@ -4,7 +4,7 @@ import streamlit as st
 
 from app_pages import recipe, shared
 from regcompare import figures
-from regcompare.config import BadInput, RunConfig, setting_title, short_title
+from regcompare.config import PRESET_TITLES, BadInput, RunConfig, setting_title, short_title
 from regcompare.cost import duration, expected_seconds
 from regcompare.runfile import BN_ARRAYS, RunFile
 from regcompare.stats import difference, estimate, nats, percent
@@ -150,6 +150,8 @@ def five_arms() -> None:
     results = figures.arm_results([(run.config, run.summary or {}) for run in group])
     shared.chart(figures.overview(results), figures.overview_alt(results), key="lab_overview")
     st.markdown(figures.overview_sentence(results, group[0].config))
+    arms = "; ".join(f"{run.preset}: {PRESET_TITLES[run.preset]}" for run in group if run.preset)
+    st.caption(f"Small marks: one seed each. Bar: the mean and its 95 % interval (Student's t). {arms}.")
 
 
 st.title("Batch normalization or dropout?", anchor=False)

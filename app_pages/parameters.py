@@ -10,8 +10,8 @@ from regcompare.runfile import BN_ARRAYS
 
 st.title("Parameters", anchor=False)
 st.markdown(
-    "Batch norm gives each channel $\\gamma\\,\\frac{x-\\mu}{\\sqrt{\\sigma^2+\\epsilon}}+\\beta$. The weight γ and the bias β are learned; the running "
-    "mean μ and variance σ² follow the batches and are what the net uses on test images."
+    "Batch norm gives each channel $\\gamma\\,\\frac{x-\\mu}{\\sqrt{\\sigma^2+\\epsilon}}+\\beta$. The weight γ and the bias β are learned; "
+    "the running mean μ and variance σ² follow the batches and are what the net uses on test images."
 )
 runs = {run.key: run for run in shared.done_runs()}
 if not runs:

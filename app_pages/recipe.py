@@ -13,6 +13,7 @@ from regcompare.config import (
     HIDDEN_PLACES,
     INPUT_NORMS,
     PLACES,
+    PRESET_TITLES,
     PRESETS,
     SPLIT_SIZES,
     BadInput,
@@ -106,9 +107,7 @@ def form() -> RunConfig:
         format_func=PRESET_WORDS.__getitem__,
         key="lab_preset",
         on_change=_start_from_preset,
-        help="The assignment's arms: "
-        + "; ".join(f"{PRESET_WORDS[n]} is {n}" for n in PRESETS)
-        + ". They set normalization and dropout below.",
+        help="; ".join(f"{PRESET_WORDS[name]}: {name}, {title}" for name, title in PRESET_TITLES.items()),
     )
     st.segmented_control("Images", DATASETS, key="lab_dataset", on_change=_follow_dataset, help=describe("dataset"), required=True, **keep)
     st.segmented_control(

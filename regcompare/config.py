@@ -249,11 +249,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 ARM_FIELDS = ("input_norm", "batch_norm", "dropout")
 PRESET_TITLES = {
-    "baseline": "Control: neither",
-    "standard-bn": "Problem 2: standard input, BN hidden",
-    "input-bn": "Problem 3: BN on the input too",
-    "dropout": "Problem 4: dropout, no BN",
-    "bn-dropout": "Problem 5: BN and dropout",
+    "baseline": "neither (the control)",
+    "standard-bn": "batch norm in the hidden layers (Problem 2)",
+    "input-bn": "batch norm on the input too (Problem 3)",
+    "dropout": "dropout, no batch norm (Problem 4)",
+    "bn-dropout": "both (Problem 5)",
 }
 
 

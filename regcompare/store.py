@@ -217,21 +217,21 @@ class Store:
         with self._begin() as db:
             keys = list(db.scalars(sa.select(_runs.c.key).where(silent)))
             for key in keys:
-                self._end_without_result(db, key)
+                self._end_without_result(db, key, now or time.time())
         return keys
 
     def release(self, owner: str) -> None:
         """Mark what `owner` still runs as interrupted: its worker is leaving."""
         with self._begin() as db:
             for key in list(db.scalars(sa.select(_runs.c.key).where(_runs.c.owner == owner, _runs.c.status == "running"))):
-                self._end_without_result(db, key)
+                self._end_without_result(db, key, time.time())
 
-    def _end_without_result(self, db: sa.Connection, key: str) -> None:
+    def _end_without_result(self, db: sa.Connection, key: str, now: float) -> None:
         cancelled = db.scalar(sa.select(_runs.c.cancel).where(_runs.c.key == key))
         if cancelled:
             self._drop_work(db, key)
-        status = "cancelled" if cancelled else "interrupted"
-        db.execute(sa.update(_runs).where(_runs.c.key == key, _runs.c.status == "running").values(status=status, owner=None))
+        end = {"status": "cancelled", "finished": now} if cancelled else {"status": "interrupted"}
+        db.execute(sa.update(_runs).where(_runs.c.key == key, _runs.c.status == "running").values(owner=None, **end))
 
     def cancel(self, key: str, now: float | None = None) -> None:
         """Stop a run: at once if it waits, at its next point if it trains. A finished run stays as it is."""
@@ -288,9 +288,14 @@ class Store:
             value = save_arrays(arrays | {"step": np.array(step)})
             self._put(db, _artifacts, {"key": key, "name": f"checkpoint:{stack}"}, {"value": value})
 
-    def load_checkpoint(self, key: str, stack: int) -> Arrays | None:
-        """The checkpoint of a stack, its points after that step removed; None if there is none, then no point is left."""
+    def load_checkpoint(self, key: str, stack: int, owner: str) -> Arrays | None:
+        """The checkpoint of a stack, its points after that step removed; None if there is none, then no point is left.
+
+        Raises:
+            NotOwner: the run is no longer this owner's to train.
+        """
         with self._begin() as db:
+            self._own(db, key, owner)
             value = db.scalar(sa.select(_artifacts.c.value).where(_artifacts.c.key == key, _artifacts.c.name == f"checkpoint:{stack}"))
             arrays = load_arrays(value) if value else None
             step = int(arrays["step"]) if arrays else -1
@@ -368,10 +373,10 @@ class Store:
 
     def version(self) -> str:
         """Changes whenever a run starts, ends, comes or goes: a key for caches of what `runs` returns."""
-        facts = sa.select(sa.func.count(), sa.func.max(_runs.c.created), sa.func.max(_runs.c.started), sa.func.max(_runs.c.finished))
-        open_ = sa.select(sa.func.count()).where(_runs.c.status.in_(("queued", "running")))
+        sums = [sa.func.sum(column) for column in (_runs.c.created, _runs.c.started, _runs.c.finished)]
+        facts = sa.select(_runs.c.status, sa.func.count(), *sums).group_by(_runs.c.status).order_by(_runs.c.status)
         with self._begin(write=False) as db:
-            return repr((tuple(db.execute(facts.select_from(_runs)).one()), db.scalar(open_.select_from(_runs))))
+            return repr([tuple(row) for row in db.execute(facts)])
 
     def points(self, key: str, after: int = 0) -> list[tuple[int, int, dict[str, Any]]]:
         """Points of an unfinished run written after the cursor: (cursor, stack, values), in the order they were written."""
@@ -473,7 +478,8 @@ def _to_run(row: Any) -> Run:
 
 
 def _without_password(url: str) -> str:
-    return re.sub("(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    url = re.sub("(?s)(://[^:/@]*:).*@", r"\1***@", url)  # to the last @: a password may hold one
+    return re.sub("(?i)(password=)[^&]*", r"\1***", url)
 
 
 def _sqlite_settings(connection: Any, _record: Any) -> None:

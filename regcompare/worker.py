@@ -23,8 +23,8 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from regcompare.config import RegcompareError
-from regcompare.store import START_PATIENCE, NotOwner, Store, default_url
+from regcompare.config import RegcompareError, one_line
+from regcompare.store import START_PATIENCE, NotOwner, Run, Store, default_url
 
 POLL = 0.03  # seconds between turns: half of it is what a click waits for its claim, on average
 BEAT = 1.0  # seconds between heartbeats
@@ -58,7 +58,7 @@ def train_stack(url: str, key: str, index: int, owner: str, data_dir: str | None
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         config = run.config
         data = load(config, Path(data_dir) if data_dir else None, device=chosen)
-        saved = store.load_checkpoint(key, index)
+        saved = store.load_checkpoint(key, index, owner)
         batch_norm = {name: [value] for name, value in (saved or {}).items() if name.startswith("history_bn/")}
         began = float(saved["began"]) if saved else time.time()
         resume = {k: v for k, v in saved.items() if not k.startswith("history_bn/")} if saved else None
@@ -155,9 +155,9 @@ class Worker:
 
     def __init__(self, url: str, jobs: int, data_dir: str | None = None, device: str = "auto", stay: bool = False) -> None:
         self.store, self.url, self.jobs, self.data_dir, self.device, self.stay = Store(url), url, jobs, data_dir, device, stay
-        self.token = self.owner = uuid.uuid4().hex
+        self.token = uuid.uuid4().hex
         self.pool: Executor | None = None
-        self.waiting: dict[Future[str | None], str] = {}  # future of a stack -> key of its run
+        self.waiting: dict[Future[str | None], tuple[str, str]] = {}  # future of a stack -> key and owner of its run
         self.attempts: dict[str, int] = {}
         self.stopping = False
         self._last_beat = self._last_needed = 0.0
@@ -178,30 +178,41 @@ class Worker:
             if not self.store.try_role(ROLE, self.token, now, str(os.getpid())):
                 log.info("another worker serves this store")
                 return False
-            self.store.beat(self.owner, now)
+            for _, owner in set(self.waiting.values()):
+                self.store.beat(owner, now)
             self.store.reap(now)
             if self.waiting or self.stay or self.store.present(SERVER_ROLE, now):
                 self._last_needed = now
             self._last_beat = now
         self.collect()
-        while len(self.waiting) < self.jobs and (run := self.store.claim(self.owner, now)):
+        # An owner a claim: who still trains a run that was deleted or cancelled must not write into the same run asked for again.
+        while len(self.waiting) < self.jobs and (run := self.store.claim(owner := uuid.uuid4().hex, now)):
             log.info("training %s (%s)", run.key, run.label)
             for index in range(len(run.config.stacks())):
-                future = self.executor().submit(train_stack, self.url, run.key, index, self.owner, self.data_dir, self.device)
-                self.waiting[future] = run.key
+                self.waiting[self.submit(run, index, owner)] = run.key, owner
         return bool(self.waiting) or now - self._last_needed < IDLE_LEAVE
+
+    def submit(self, run: Run, index: int, owner: str) -> Future[str | None]:
+        """Hand one stack on; to a pool that broke while it was idle, a future that says so."""
+        try:
+            return self.executor().submit(train_stack, self.url, run.key, index, owner, self.data_dir, self.device)
+        except BrokenExecutor as error:
+            future: Future[str | None] = Future()
+            future.set_exception(error)
+            return future
 
     def collect(self) -> None:
         """Take finished futures off the list; after a lost process, give every run back and start a fresh pool."""
-        lost: set[str] = set()
+        lost: set[tuple[str, str]] = set()
         for future in [f for f in self.waiting if f.done()]:
-            key = self.waiting.pop(future)
+            key, owner = self.waiting.pop(future)
             error = future.exception()
             if isinstance(error, BrokenExecutor):
-                lost.add(key)
+                lost.add((key, owner))
             elif error is not None:
                 log.error("run %s: %r", key, error)
-                self.store.fail(key, f"Training stopped by an unexpected error: {type(error).__name__}: {error}. Try it again.", self.owner)
+                text = one_line(f"Training stopped by an unexpected error: {type(error).__name__}: {error}. Try it again.")
+                self.store.fail(key, text, owner)
         if lost:
             lost |= set(self.waiting.values())
             self.waiting.clear()
@@ -209,13 +220,12 @@ class Worker:
             pool, self.pool = self.pool, None
             if pool is not None:
                 pool.shutdown(wait=False, kill_workers=True)  # type: ignore[call-arg]
-            for key in lost:
+            for key, owner in lost:
                 self.attempts[key] = self.attempts.get(key, 0) + 1
                 if self.attempts[key] >= MAX_ATTEMPTS:
                     text = f"The training process ended {MAX_ATTEMPTS} times, perhaps for want of memory. Choose fewer seeds."
-                    self.store.fail(key, text, self.owner)
-            self.store.release(self.owner)
-            self.owner = uuid.uuid4().hex  # what the old processes may still write is refused
+                    self.store.fail(key, text, owner)
+                self.store.release(owner)  # what the old processes may still write is refused
 
     def loop(self) -> None:
         """Turns until nothing is left to do or a signal comes; the runs in hand are given back."""
@@ -237,7 +247,8 @@ class Worker:
             if self.pool is not None:
                 self.pool.shutdown(wait=False, kill_workers=True)  # type: ignore[call-arg]
             with contextlib.suppress(SQLAlchemyError):
-                self.store.release(self.owner)
+                for _, owner in set(self.waiting.values()):
+                    self.store.release(owner)
                 self.store.leave_role(ROLE, self.token)
 
     def _stop(self, *_: object) -> None:

@@ -277,7 +277,7 @@ def test_the_keyboard_is_enough(server, page):
     page.get_by_role("spinbutton", name="Epochs").focus()
     for _ in range(40):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.innerText") .strip().endswith("Train"):
+        if page.evaluate("document.activeElement.innerText").strip().endswith("Train"):
             break
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="baseline", exact=True)).to_be_visible(timeout=30_000)
