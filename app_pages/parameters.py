@@ -10,7 +10,7 @@ from regcompare.runfile import BN_ARRAYS
 
 st.title("Parameters", anchor=False)
 st.markdown(
-    "Batch norm gives each channel $\\gamma\\,\\frac{x-\\mu}{\\sqrt{\\sigma^2+\\epsilon}}+\\beta$. The weight γ and the bias β are learned; "
+    "Batch norm gives each channel $\\gamma\\,\\frac{x-\\mu}{\\sqrt{\\sigma^2+\\epsilon}}+\\beta$. Weight γ and bias β are learned; "
     "the running mean μ and variance σ² follow the batches and are what the net uses on test images."
 )
 runs = {run.key: run for run in shared.done_runs()}
