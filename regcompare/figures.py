@@ -3,6 +3,7 @@
 Each figure has a twin that says it in words (`..._alt`), from the same numbers, for those who cannot see it.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,9 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from regcompare.config import PRESETS, RunConfig, label, preset_of
+from regcompare.config import PRESETS, RunConfig, label, preset_of, short_title
 from regcompare.runfile import RunFile
-from regcompare.stats import Estimate, band, difference, estimate, nats, percent
+from regcompare.stats import ALPHA, FACTORIAL, MIN_SEEDS, Arm, Comparison, Estimate, band, difference, estimate, nats, percent
 
 
 class Style(NamedTuple):
@@ -52,6 +53,7 @@ METRIC_TITLES = {
 }
 BN_TITLES = {"weight": "weight γ", "bias": "bias β", "running_mean": "running mean", "running_var": "running variance"}
 PLACE_TITLES = {"input": "input", "conv1": "conv 1", "conv2": "conv 2", "fc1": "dense 1", "fc2": "dense 2"}
+PAIR_COLOR = "#7f8794"  # a pair of arms has no arm's colour
 FEW_CHANNELS = 6  # up to here a density would be a lie: the points themselves are shown
 GRID = "rgba(128,128,128,.22)"
 
@@ -60,6 +62,19 @@ def style_of(config: RunConfig) -> Style:
     """The look of a recipe: its preset's, or one that its key picks."""
     name = preset_of(config)
     return STYLES[name] if name else OTHER_STYLES[int(config.key(), 16) % len(OTHER_STYLES)]
+
+
+def arm_names(configs: Sequence[RunConfig]) -> list[str]:
+    """A name an arm: short where that tells them apart, else with the setting, else with the key."""
+    for title in (label, short_title):
+        names = [title(config) for config in configs]
+        if len(set(names)) == len({config.key() for config in configs}):
+            return names
+    return [f"{short_title(config)} {config.key()[:6]}" for config in configs]
+
+
+def _names(records: Sequence[RunFile]) -> list[str]:
+    return arm_names([record.config for record in records])
 
 
 def rgba(color: str, alpha: float) -> str:
@@ -95,16 +110,18 @@ def empty(message: str, height: int = 320) -> go.Figure:
 
 
 class ArmResult(NamedTuple):
-    """An arm's final test accuracy, each seed's and the estimate."""
+    """An arm's final value of a metric, each seed's and the estimate."""
 
     name: str
     style: Style
     seeds: list[float]
     estimate: Estimate
+    config: RunConfig
 
 
 def arm_results(arms: Sequence[tuple[RunConfig, dict[str, list[float]]]], metric: str = "test_accuracy") -> list[ArmResult]:
-    return [ArmResult(label(config), style_of(config), summary[metric], estimate(summary[metric])) for config, summary in arms]
+    named = zip(arm_names([config for config, _ in arms]), arms, strict=True)
+    return [ArmResult(name, style_of(config), summary[metric], estimate(summary[metric]), config) for name, (config, summary) in named]
 
 
 def overview(results: Sequence[ArmResult], metric: str = "test_accuracy") -> go.Figure:
@@ -148,15 +165,17 @@ def in_words(value: Estimate, metric: str) -> str:
 
 def overview_alt(results: Sequence[ArmResult], metric: str = "test_accuracy") -> str:
     """The arms in words."""
-    return f"{METRIC_TITLES[metric]}. " + "; ".join(f"{arm.name}: {in_words(arm.estimate, metric)}" for arm in results) + "."
+    return f"{METRIC_TITLES[metric]}. " + ("; ".join(f"{arm.name}: {in_words(arm.estimate, metric)}" for arm in results) or "No arm") + "."
 
 
 def overview_sentence(results: Sequence[ArmResult], config: RunConfig) -> str:
-    """What the arms show in words: the highest mean, and each difference to the control, paired by seed."""
+    """What the arms show in words: the highest mean, and each difference to the control, paired by seed (arms of its seeds only)."""
+    if not results:
+        return "No arm is finished yet."
     best = max(results, key=lambda arm: arm.estimate.mean)
     text = f"On {config.n_test:,} test images **{best.name}** has the highest mean accuracy, {percent(best.estimate)} %."
     control = next((arm for arm in results if arm.name == "baseline"), None)
-    others = [arm for arm in results if arm is not control]
+    others = [arm for arm in results if control and arm is not control and arm.config.seeds == control.config.seeds]
     if control is None or not others:
         return text
     gains = [(arm.name, difference(arm.seeds, control.seeds)) for arm in others]
@@ -166,6 +185,77 @@ def overview_sentence(results: Sequence[ArmResult], config: RunConfig) -> str:
     n = control.estimate.n
     level = "an interval that holds 0 shows no difference" if n > 1 else "one seed gives no interval, so this is luck and effect in one"
     return f"{text} Paired by seed, against **baseline**, in points: {listed} (n = {n}; {level})."
+
+
+# Pairs of arms
+
+
+def forest(found: Sequence[Comparison]) -> go.Figure:
+    """Each pair's difference with its 95 % interval; filled where the verdict names a better arm, hollow where none is shown."""
+    if not found:
+        return empty("Pick two arms or more to see their differences.", 160)
+    scale, _ = _scale(found[0].metric)
+    figure = go.Figure().add_vline(x=0, line={"color": "rgba(128,128,128,.7)", "width": 1, "dash": "dot"})
+    for row, one in enumerate(reversed(found)):
+        gain = one.difference
+        shown = one.p_holm is not None and one.p_holm < ALPHA and gain.n >= MIN_SEEDS
+        bar = None
+        if gain.low is not None and gain.high is not None:
+            sides = {"array": [scale * (gain.high - gain.mean)], "arrayminus": [scale * (gain.mean - gain.low)]}
+            bar = {"type": "data", "thickness": 2.5, "width": 6, "color": PAIR_COLOR, **sides}
+        figure.add_scatter(
+            x=[scale * gain.mean],
+            y=[row],
+            error_x=bar,
+            mode="markers",
+            marker={
+                "color": PAIR_COLOR,
+                "size": 10,
+                "symbol": "diamond" if shown else "diamond-open",
+                "line": {"width": 2, "color": PAIR_COLOR},
+            },
+            hovertemplate="<br>".join(textwrap.wrap(one.verdict, 70)) + "<extra></extra>",
+        )
+    names = [f"{one.a} − {one.b}<br>n = {one.difference.n}{'' if one.paired else ', not paired'}" for one in reversed(found)]
+    _base(figure, 80 + 40 * len(found), legend=False)
+    figure.update_layout(margin={"t": 8})
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], showgrid=False, zeroline=False)
+    unit = "points" if scale == 100 else "nats"
+    figure.update_xaxes(title=f"Difference in {METRIC_TITLES[found[0].metric].lower()}, {unit}", title_standoff=6, zeroline=False)
+    return figure
+
+
+def forest_alt(found: Sequence[Comparison]) -> str:
+    """Every verdict."""
+    return "Differences between arms. " + " ".join(one.verdict for one in found)
+
+
+def interaction_plot(arms: Sequence[Arm], metric: str) -> go.Figure:
+    """The 2x2 factorial: without and with dropout, a line without and one with batch norm. Parallel lines: the benefits add up."""
+    named = {arm.name: arm for arm in arms}
+    if not all(name in named for name in FACTORIAL):
+        return empty("The interaction needs these four arms: " + ", ".join(FACTORIAL) + ".", 160)
+    scale, unit = _scale(metric)
+    figure = go.Figure()
+    for title, pair in (("without batch norm", ("baseline", "dropout")), ("with batch norm", ("standard-bn", "bn-dropout"))):
+        style = STYLES[pair[0]]
+        found = [estimate(np.asarray(named[name].values)) for name in pair]
+        bars = None
+        if all(one.half is not None for one in found):
+            bars = {"type": "data", "array": [scale * (one.half or 0) for one in found], "thickness": 2, "width": 6, "color": style.color}
+        figure.add_scatter(
+            x=["no dropout", "dropout"],
+            y=[scale * one.mean for one in found],
+            error_y=bars,
+            name=f"{title} (n = {found[0].n})",
+            mode="lines+markers",
+            line={"color": style.color, "dash": style.dash, "width": 2},
+            marker={"symbol": style.symbol, "size": 10},
+        )
+    _base(figure, 340)
+    figure.update_xaxes(range=[-0.3, 1.3])
+    figure.update_yaxes(title=f"{METRIC_TITLES[metric]},{unit}")
+    return figure
 
 
 # Learning curves
@@ -194,6 +284,9 @@ def curves(items: Sequence[Curve], metric: str) -> go.Figure:
     """Overlaid learning curves: a line and a band, the 95 % interval of the mean over seeds."""
     if not items:
         return empty("Pick an arm to see its curve.")
+    items = [item for item in items if len(item.epoch)]
+    if not items:
+        return empty("These runs hold no point of this measure.")
     scale, unit = _scale(metric)
     figure = go.Figure()
     for item in items:
@@ -228,9 +321,13 @@ def curves(items: Sequence[Curve], metric: str) -> go.Figure:
 def curves_alt(items: Sequence[Curve], metric: str) -> str:
     ends = []
     for item in items:
-        spread = "" if item.half is None else f" ± {item.half[-1]:.4f}"
-        ends.append(f"{item.name} ends at {item.mean[-1]:.4f}{spread} (n = {item.n})")
-    return f"{METRIC_TITLES[metric]} over the epochs. " + "; ".join(ends) + "."
+        if not len(item.epoch):
+            ends.append(f"{item.name} was not measured")
+            continue
+        mean, half = float(item.mean[-1]), None if item.half is None else float(item.half[-1])
+        end = Estimate(mean, *((None, None) if half is None else (mean - half, mean + half)), item.n)
+        ends.append(f"{item.name} ends at {in_words(end, metric)}")
+    return f"{METRIC_TITLES[metric]} over the epochs. " + ("; ".join(ends) or "No arm") + "."
 
 
 # Batch-norm parameters and activations
@@ -247,13 +344,13 @@ def violins(records: Sequence[RunFile], array: str, epoch: int | None = None) ->
     figure = make_subplots(rows=1, cols=len(places), subplot_titles=[PLACE_TITLES[p] for p in places], horizontal_spacing=0.05)
     shown: set[str] = set()
     for column, place in enumerate(places, 1):
-        for rank, record in enumerate(records):
+        for rank, (name, record) in enumerate(zip(_names(records), records, strict=True)):
             if place not in record.config.normalized_places:
                 continue
             history = record.arrays[f"batch_norm/{place}/{array}"]  # [E + 1, K, C]
             values = history[min(epoch if epoch is not None else len(history) - 1, len(history) - 1)]
-            figure.add_trace(_violin(record.config, values, label(record.config) not in shown).update(legendrank=rank), row=1, col=column)
-            shown.add(label(record.config))
+            figure.add_trace(_violin(name, record.config, values, name not in shown).update(legendrank=rank), row=1, col=column)
+            shown.add(name)
     _base(figure, 320, legend=len(shown) > 1)
     figure.update_layout(violingap=0.15, margin={"t": 72 if len(shown) > 1 else 36}, legend_y=1.12)
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
@@ -261,9 +358,9 @@ def violins(records: Sequence[RunFile], array: str, epoch: int | None = None) ->
     return figure
 
 
-def _violin(config: RunConfig, values: np.ndarray, listed: bool) -> go.Box | go.Violin:
+def _violin(name: str, config: RunConfig, values: np.ndarray, listed: bool) -> go.Box | go.Violin:
     """Values [K, C]: a density where it stands on enough channels, else the points themselves."""
-    style, name = style_of(config), label(config)
+    style = style_of(config)
     seeds, channels = np.meshgrid(config.seeds, np.arange(values.shape[1]), indexing="ij")
     common = {
         "y": values.ravel(),
@@ -286,25 +383,27 @@ def _violin(config: RunConfig, values: np.ndarray, listed: bool) -> go.Box | go.
 
 def violins_alt(records: Sequence[RunFile], array: str, epoch: int | None = None) -> str:
     parts = []
-    for record in records:
+    for name, record in zip(_names(records), records, strict=True):
+        parts += [] if record.config.normalized_places else [f"{name}: no batch norm"]
         for place in record.config.normalized_places:
             history = record.arrays[f"batch_norm/{place}/{array}"]
             values = history[min(epoch if epoch is not None else len(history) - 1, len(history) - 1)]
             low, middle, high = np.percentile(values, (5, 50, 95))
-            parts.append(f"{label(record.config)} {PLACE_TITLES[place]}: median {middle:.3f}, 5 to 95 % from {low:.3f} to {high:.3f}")
+            parts.append(f"{name} {PLACE_TITLES[place]}: median {middle:.3f}, 5 to 95 % from {low:.3f} to {high:.3f}")
     return f"Batch-norm {BN_TITLES[array]}. " + ("; ".join(parts) or "No arm has batch norm") + "."
 
 
 def violins_sentence(records: Sequence[RunFile], epoch: int) -> str:
     """What the weights say: where each arm's median γ ends, from 1 at the start."""
     parts = []
-    for record in records:
+    for name, record in zip(_names(records), records, strict=True):
         medians = []
         for place in record.config.normalized_places:
             history = record.arrays[f"batch_norm/{place}/weight"]
             medians.append(f"{PLACE_TITLES[place]} {np.median(history[min(epoch, len(history) - 1)]):.2f}")
-        parts.append(f"{label(record.config)} (n = {len(record.config.seeds)} seeds): " + ", ".join(medians))
-    return f"Median γ after epoch {epoch} (it starts at 1): " + "; ".join(parts) + "."
+        end = f", its end, epoch {record.config.epochs}" if epoch > record.config.epochs else ""
+        parts.append(f"{name} (n = {len(record.config.seeds)} seeds{end}): " + (", ".join(medians) or "no batch norm"))
+    return f"Median γ after epoch {epoch} (it starts at 1): " + ("; ".join(parts) or "no arm") + "."
 
 
 def drift(records: Sequence[RunFile], array: str) -> go.Figure:
@@ -315,10 +414,10 @@ def drift(records: Sequence[RunFile], array: str) -> go.Figure:
     figure = make_subplots(rows=1, cols=len(places), subplot_titles=[PLACE_TITLES[p] for p in places], horizontal_spacing=0.05)
     shown: set[str] = set()
     for column, place in enumerate(places, 1):
-        for rank, record in enumerate(records):
+        for rank, (name, record) in enumerate(zip(_names(records), records, strict=True)):
             if place not in record.config.normalized_places:
                 continue
-            style, name = style_of(record.config), label(record.config)
+            style = style_of(record.config)
             history = record.arrays[f"batch_norm/{place}/{array}"]
             low, middle, high = np.percentile(history.reshape(len(history), -1), (5, 50, 95), axis=1)
             epochs = np.arange(len(history))
@@ -340,10 +439,11 @@ def drift(records: Sequence[RunFile], array: str) -> go.Figure:
 def drift_alt(records: Sequence[RunFile], array: str) -> str:
     """Where the medians begin and end."""
     parts = []
-    for record in records:
+    for name, record in zip(_names(records), records, strict=True):
+        parts += [] if record.config.normalized_places else [f"{name}: no batch norm"]
         for place in record.config.normalized_places:
             medians = np.median(record.arrays[f"batch_norm/{place}/{array}"], axis=(1, 2))
-            parts.append(f"{label(record.config)} {PLACE_TITLES[place]}: from {medians[0]:.3f} to {medians[-1]:.3f}")
+            parts.append(f"{name} {PLACE_TITLES[place]}: from {medians[0]:.3f} to {medians[-1]:.3f}")
     return f"Median batch-norm {BN_TITLES[array]} over the epochs. " + ("; ".join(parts) or "No arm has batch norm") + "."
 
 
@@ -356,16 +456,20 @@ def activations(records: Sequence[RunFile]) -> go.Figure:
     if not records:
         return empty("These runs carry no activations.")
     figure = make_subplots(rows=1, cols=len(PLACE_TITLES), subplot_titles=list(PLACE_TITLES.values()), horizontal_spacing=0.04)
-    names = [label(record.config) for record in records]
+    names, listed = _names(records), set[str]()
     for column, place in enumerate(PLACE_TITLES, 1):
         shares = []
         for name, record in zip(names, records, strict=True):
-            style, values = style_of(record.config), record.arrays[f"activations/{place}"].ravel()
+            style, values = style_of(record.config), record.arrays.get(f"activations/{place}", np.empty(0)).ravel()
+            if not values.size:
+                shares.append("not kept")
+                continue
             shares.append(f"{100 * float((values == 0).mean()):.0f} %")
             look = {"line": {"color": style.color, "width": 1.5}, "fillcolor": rgba(style.color, 0.3), "points": False}
-            named = {"name": name, "legendgroup": name, "showlegend": column == 1, "spanmode": "hard", "meanline_visible": True}
+            named = {"name": name, "legendgroup": name, "showlegend": name not in listed, "spanmode": "hard", "meanline_visible": True}
             active = values[values != 0]
             figure.add_trace(go.Violin(y=active, x=[name] * active.size, **look, **named, hoveron="violins"), row=1, col=column)
+            listed.add(name)
         figure.update_xaxes(tickvals=names, ticktext=shares, title="at zero", title_standoff=4, showgrid=False, row=1, col=column)
     _base(figure, 380, legend=len(records) > 1)
     figure.update_layout(margin={"t": 72 if len(records) > 1 else 36}, legend_y=1.12)
@@ -381,7 +485,7 @@ def silent_shares(record: RunFile) -> dict[str, Estimate]:
 
 def activations_alt(records: Sequence[RunFile]) -> str:
     parts = []
-    for record in records:
+    for name, record in zip(_names(records), records, strict=True):
         shares = ", ".join(f"{PLACE_TITLES[place]} {percent(share)}" for place, share in silent_shares(record).items())
-        parts.append(f"{label(record.config)}: share of zeros in percent: {shares}")
-    return "Activations of each layer on test images. " + "; ".join(parts) + "."
+        parts.append(f"{name}: share of zeros in percent: {shares}" if shares else f"{name}: not kept")
+    return "Activations of each layer on test images. " + ("; ".join(parts) or "No arm") + "."

@@ -1,9 +1,14 @@
-"""Arrays in, numbers out: means with intervals. Knows no figure, no store, no torch."""
+"""Arrays in, numbers out: means with intervals, tests of pairs, the interaction, verdicts. Knows no figure, no store, no torch.
 
-from typing import NamedTuple
+scipy.stats and statsmodels are imported where they are used: they would cost every page server 60 MB from its first page on.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit  # scipy.stats would cost every page server 45 MB
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 
@@ -72,3 +77,234 @@ def nats(value: Estimate) -> str:
     """A loss as text: `0.0512 ± 0.0031 (n = 8)`."""
     text = f"{value.mean:.4f}"
     return f"{text} (n = 1, no interval)" if value.half is None else f"{text} ± {value.half:.4f} (n = {value.n})"
+
+
+# Comparing arms
+
+HIGHER_IS_BETTER = {"test_accuracy": True, "train_accuracy": True, "test_loss": False, "train_loss": False}
+ALPHA, POWER = 1 - LEVEL, 0.8
+WORTH_DETECTING = {True: 0.001, False: 0.001}  # 0.1 points of accuracy, 0.001 nats of loss
+MIN_SEEDS = 3  # below, an interval is so wide (t = 12.7 at n = 2) that no verdict is given
+
+
+class Comparison(NamedTuple):
+    """Arm `a` against arm `b` in one metric. p values are two-sided; those that do not exist are None.
+
+    `p`: paired t where the seeds are shared (Student 1908), else Welch (1947). `p_wilcoxon`: signed ranks (Wilcoxon 1945), exact
+    where it can be; paired only. `p_holm`: `p` after Holm (1979) over the family. `p_floor`: the least that a two-sided sign-flip test
+    of n pairs can give, 2^(1-n). `effect`: mean difference over its standard deviation (Cohen's d_z; unpaired: over the pooled one).
+    `needed`: seeds for 80 % power to detect 0.1 points (0.001 nats). `verdict`: a sentence, never stronger than these numbers.
+    """
+
+    a: str
+    b: str
+    metric: str
+    paired: bool
+    difference: Estimate
+    p: float | None
+    p_wilcoxon: float | None
+    p_holm: float | None
+    p_floor: float | None
+    effect: float | None
+    needed: int | None
+    verdict: str
+
+
+class Arm(NamedTuple):
+    """One side of a comparison: final values [n] of one metric, and the seeds they come from, in the same order."""
+
+    name: str
+    seeds: Sequence[int]
+    values: Sequence[float]
+
+
+def compare_all(arms: Sequence[Arm], metric: str) -> list[Comparison]:
+    """Every pair of arms, later against earlier, as one family."""
+    found = [compare(a, b, metric) for i, b in enumerate(arms) for a in arms[i + 1 :]]
+    return adjust(found)
+
+
+def compare(a: Arm, b: Arm, metric: str) -> Comparison:
+    """a against b alone; paired on the seeds they share if there are at least two, else by Welch's test."""
+    from scipy import stats
+
+    shared = sorted(set(a.seeds) & set(b.seeds))
+    paired = len(shared) >= 2 or (len(shared) == 1 and len(a.seeds) == len(b.seeds) == 1)
+    if paired:
+        first, second = (np.array([dict(zip(arm.seeds, arm.values, strict=True))[seed] for seed in shared]) for arm in (a, b))
+        gain = difference(first, second)
+        spread = float((first - second).std(ddof=1)) if gain.n > 1 else None
+        p = _p_of_t(gain.mean, spread, gain.n)
+        p_wilcoxon = float(np.asarray(stats.wilcoxon(first, second))[1]) if gain.n > 1 and (first != second).any() else None
+        floor = 2.0 ** (1 - gain.n)
+    else:
+        gain, p, spread = _welch(np.asarray(a.values, float), np.asarray(b.values, float))
+        p_wilcoxon = floor = None
+    effect = gain.mean / spread if spread else None
+    needed = seeds_needed(spread, WORTH_DETECTING[HIGHER_IS_BETTER[metric]], paired) if spread else None
+    one = Comparison(a.name, b.name, metric, paired, gain, p, p_wilcoxon, p, floor, effect, needed, "")
+    return one._replace(verdict=verdict(one, 1))
+
+
+def _p_of_t(mean: float, spread: float | None, n: int) -> float | None:
+    """Two-sided p of a mean under Student's t; 1 for no difference at all, 0 for one that never varies."""
+    if spread is None:
+        return None
+    if spread == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(n - 1, -abs(mean) * n**0.5 / spread))
+
+
+def _welch(a: np.ndarray, b: np.ndarray) -> tuple[Estimate, float | None, float | None]:
+    """Difference of means with Welch's interval, its p, and the pooled standard deviation; n is the smaller arm's."""
+    from scipy import stats
+
+    n, mean = min(a.size, b.size), float(a.mean() - b.mean())
+    if n < 2:
+        return Estimate(mean, None, None, n), None, None
+    pooled = float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
+    if pooled == 0:
+        return Estimate(mean, mean, mean, n), _p_of_t(mean, 0.0, n), None
+    test: Any = stats.ttest_ind(a, b, equal_var=False)
+    interval = test.confidence_interval(LEVEL)
+    return Estimate(mean, float(interval.low), float(interval.high), n), float(test.pvalue), pooled
+
+
+def seeds_needed(spread: float, effect: float, paired: bool) -> int:
+    """Seeds (an arm, if unpaired) for 80 % power to detect `effect` at the 5 % level, two-sided t-test, given the spread."""
+    from statsmodels.stats.power import TTestIndPower, TTestPower
+
+    needed = (TTestPower() if paired else TTestIndPower()).solve_power(effect / spread, alpha=ALPHA, power=POWER)
+    found = float(np.asarray(needed).ravel()[0])
+    return max(2, math.ceil(found)) if np.isfinite(found) else 2
+
+
+def adjust(family: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with Holm's p over the family, and verdicts that rest on it."""
+    from statsmodels.stats.multitest import multipletests
+
+    tested = [one.p for one in family if one.p is not None]
+    adjusted = iter(np.asarray(multipletests(tested, ALPHA, method="holm")[1]) if tested else ())
+    out = []
+    for one in family:
+        one = one._replace(p_holm=None if one.p is None else float(next(adjusted)))
+        out.append(one._replace(verdict=verdict(one, len(tested))))
+    return out
+
+
+def verdict(one: Comparison, family: int) -> str:
+    """What the numbers say, by rule: better or worse (Holm's p below 5 %), no difference shown, or too few seeds."""
+    gain, accuracy = one.difference, one.metric.endswith("accuracy")
+    scale, unit = (100, "points") if accuracy else (1, "nats")
+    digits = 2 if accuracy else 4
+    what = one.metric.replace("_", " ").replace("train", "training")
+    n = f"n = {gain.n}{'' if one.paired else ' an arm, not paired'}"
+    size = f"{scale * gain.mean:+.{digits}f} {unit} of {what}"
+    if gain.low is None or gain.high is None or gain.n < MIN_SEEDS:
+        return f"Too few seeds to say: {one.a} minus {one.b} is {size} at {n}; train at least {MIN_SEEDS}, better 8."
+    interval = f"95 % interval {scale * gain.low:+.{digits}f} to {scale * gain.high:+.{digits}f}, {n}"
+    if one.p_holm is not None and one.p_holm < ALPHA:
+        better = (gain.mean > 0) == HIGHER_IS_BETTER[one.metric]
+        shown = f"{one.a} is {'better' if better else 'worse'} than {one.b}: {size} ({interval}; {p_text(one.p_holm, family)})."
+        if one.p_floor is not None and one.p_floor >= ALPHA:
+            shown += f" This rests on differences that are normal: without that, {gain.n} seeds cannot give p below {one.p_floor:g}."
+        return shown
+    hidden = scale * max(abs(gain.low), abs(gain.high))
+    alone = (
+        f" Alone it would pass ({p_text(one.p)}), but of {family} comparisons one does by luck too often." if (one.p or 0) < ALPHA else ""
+    )
+    return (
+        f"No difference shown between {one.a} and {one.b}: {size} ({interval}; {p_text(one.p_holm, family)}).{alone} "
+        f"One of up to {hidden:.{digits}f} {unit} could have hidden."
+    )
+
+
+def p_text(p: float | None, family: int = 1) -> str:
+    """`p = 0.031`, with the number of comparisons if Holm took several together."""
+    if p is None:
+        return "no p"
+    value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return value if family < 2 else f"{value}, Holm over {family}"
+
+
+# The 2x2 factorial: do the benefits add up?
+
+FACTORIAL = ("baseline", "standard-bn", "dropout", "bn-dropout")
+
+
+class Interaction(NamedTuple):
+    """(bn-dropout - dropout) - (standard-bn - baseline) by seed: 0 if the benefits add up; with what each arm brings alone."""
+
+    metric: str
+    estimate: Estimate
+    p: float | None
+    batch_norm: Estimate
+    dropout: Estimate
+    verdict: str
+
+
+def interaction(arms: Sequence[Arm], metric: str) -> Interaction | None:
+    """The interaction over the seeds that all four arms of the factorial share; None if an arm or every seed is missing."""
+    named = {arm.name: dict(zip(arm.seeds, arm.values, strict=True)) for arm in arms}
+    if not all(name in named for name in FACTORIAL):
+        return None
+    seeds = sorted(set.intersection(*(set(named[name]) for name in FACTORIAL)))
+    if not seeds:
+        return None
+    neither, norm, drop, both = (np.array([named[name][seed] for seed in seeds]) for name in FACTORIAL)
+    values = (both - drop) - (norm - neither)
+    found = estimate(values)
+    p = _p_of_t(found.mean, float(values.std(ddof=1)) if found.n > 1 else None, found.n)
+    one = Interaction(metric, found, p, difference(norm, neither), difference(drop, neither), "")
+    return one._replace(verdict=_interaction_verdict(one))
+
+
+def _interaction_verdict(one: Interaction) -> str:
+    accuracy = one.metric.endswith("accuracy")
+    scale, unit, digits = (100, "points", 2) if accuracy else (1, "nats", 4)
+    found = one.estimate
+    size = f"{scale * found.mean:+.{digits}f} {unit} of {one.metric.replace('_', ' ')}"
+    if found.low is None or found.high is None or found.n < MIN_SEEDS:
+        return f"Too few seeds to say whether the benefits add up: the interaction is {size} at n = {found.n}."
+    numbers = f"{size} (95 % interval {scale * found.low:+.{digits}f} to {scale * found.high:+.{digits}f}, n = {found.n}; {p_text(one.p)})"
+    alone = f"Alone, batch norm brings {scale * one.batch_norm.mean:+.{digits}f} and dropout {scale * one.dropout.mean:+.{digits}f} {unit}."
+    if one.p is None or one.p >= ALPHA:
+        hidden = scale * max(abs(found.low), abs(found.high))
+        return f"No departure from adding up shown: the interaction is {numbers}; up to {hidden:.{digits}f} could have hidden. {alone}"
+    together = "more" if (found.mean > 0) == HIGHER_IS_BETTER[one.metric] else "less"
+    return f"The benefits do not add up: both together bring {together} than the sum of each, the interaction is {numbers}. {alone}"
+
+
+# The other uncertainty: over test images, the nets as they are
+
+
+def binomial(correct: int, images: int) -> Estimate:
+    """Share of test images that a net gets right, with Wilson's (1927) 95 % interval; n is the number of images."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = np.array(proportion_confint(correct, images, ALPHA, method="wilson"))
+    return Estimate(correct / images, float(low), float(high), images)
+
+
+class Disagreement(NamedTuple):
+    """Two nets on the same test images: how many only a, or only b, gets right, and McNemar's (1947) exact p."""
+
+    only_a: int
+    only_b: int
+    p: float
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> Disagreement:
+    """Compare two nets by `a` and `b` [images], true where an image is right.
+
+    Raises:
+        ValueError: they are not of one length.
+    """
+    from statsmodels.stats.contingency_tables import mcnemar as exact
+
+    if a.shape != b.shape:
+        raise ValueError(f"both nets must be tested on the same images, got {a.size} and {b.size}")
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    table = [[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]]
+    result: Any = exact(table, exact=True)
+    return Disagreement(only_a, only_b, float(result.pvalue))

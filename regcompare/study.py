@@ -20,10 +20,12 @@ from rich.table import Table
 
 from regcompare.config import RunConfig
 from regcompare.runfile import METRICS, RunFile
-from regcompare.stats import difference, estimate, nats, percent
+from regcompare.stats import Comparison, Interaction, compare_all, difference, estimate, interaction, nats, percent
 from regcompare.store import Run, Store
+from regcompare.tables import arms
 from regcompare.worker import train_stack
 
+COMPARED = ("test_accuracy", "test_loss")  # each a family of its own
 WATCH = 0.25  # seconds between looks at the store while training
 
 
@@ -129,7 +131,29 @@ def export(results: Sequence[Result], folder: Path, store_url: str | None = None
 
 def to_json(results: Sequence[Result]) -> str:
     """The object of the contract (DESIGN, Commands)."""
-    return json.dumps({"runs": [_run_object(result) for result in results], "comparisons": [], "interaction": None}, allow_nan=False)
+    runs = [result.run for result in results]
+    found = [one for metric in COMPARED for one in compare_all(arms(runs, metric), metric)]
+    together = interaction(arms(runs, COMPARED[0]), COMPARED[0])
+    content = {
+        "runs": [_run_object(result) for result in results],
+        "comparisons": [{"a": one.a, "b": one.b, **_test_object(one)} for one in found],
+        "interaction": together and _test_object(together),
+    }
+    return json.dumps(content, allow_nan=False)
+
+
+def _test_object(one: Comparison | Interaction) -> dict[str, Any]:
+    value = one.difference if isinstance(one, Comparison) else one.estimate
+    tested: dict[str, Any] = {
+        "metric": one.metric,
+        "difference": value.mean,
+        "ci95": None if value.low is None else [value.low, value.high],
+    }
+    tested |= {"n": value.n, "p": one.p}
+    if isinstance(one, Comparison):
+        more = {"paired": one.paired, "p_wilcoxon": one.p_wilcoxon, "effect": one.effect, "seeds_needed": one.needed}
+        tested |= {"p_holm": one.p_holm, **more}
+    return tested | {"verdict": one.verdict}
 
 
 def _run_object(result: Result) -> dict[str, Any]:
@@ -187,5 +211,11 @@ def to_table(results: Sequence[Result]) -> str:
             seconds,
         )
     out = StringIO()
-    Console(file=out, width=max(150, Console().width)).print(table)
+    console = Console(file=out, width=max(150, Console().width))
+    console.print(table)
+    compared = arms([result.run for result in results], COMPARED[0])
+    for one in compare_all(compared, COMPARED[0]):
+        console.print(one.verdict, highlight=False)
+    if together := interaction(compared, COMPARED[0]):
+        console.print(together.verdict, highlight=False)
     return out.getvalue()

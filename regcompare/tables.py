@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 
-from regcompare.config import RunConfig, format_seeds, label
+from regcompare.config import RunConfig, format_seeds, label, short_title
 from regcompare.layers import layer_table
 from regcompare.runfile import METRICS, RunFile
-from regcompare.stats import difference, estimate, nats, percent
+from regcompare.stats import Arm, Comparison, difference, estimate, nats, percent
 from regcompare.store import Run
 
 
@@ -72,6 +72,40 @@ def results_table(runs: Iterable[Run]) -> pd.DataFrame:
                 "gap, points": percent(difference(summary["train_accuracy"], summary["test_accuracy"]), signed=True),
                 "parameters": summary["parameters"],
                 "seconds": round(summary["seconds"], 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def arms(runs: Iterable[Run], metric: str) -> list[Arm]:
+    """Finished runs as sides of a comparison; named by their setting too where two would have one name."""
+    runs = [run for run in runs if run.summary]
+    names = [run.label for run in runs]
+    titles = [name if names.count(name) == 1 else short_title(run.config) for name, run in zip(names, runs, strict=True)]
+    return [Arm(title, run.config.seeds, (run.summary or {})[metric]) for title, run in zip(titles, runs, strict=True)]
+
+
+def comparisons_table(found: Iterable[Comparison]) -> pd.DataFrame:
+    """A row a pair of arms; differences and intervals in points (accuracy) or nats (loss)."""
+    rows = []
+    for one in found:
+        scale = 100 if one.metric.endswith("accuracy") else 1
+        gain = one.difference
+        rows.append(
+            {
+                "a": one.a,
+                "b": one.b,
+                "a minus b": scale * gain.mean,
+                "low": None if gain.low is None else scale * gain.low,
+                "high": None if gain.high is None else scale * gain.high,
+                "n": gain.n,
+                "paired": one.paired,
+                "p": one.p,
+                "p, Holm": one.p_holm,
+                "p, Wilcoxon": one.p_wilcoxon,
+                "least p": one.p_floor,
+                "effect": one.effect,
+                "seeds needed": one.needed,
             }
         )
     return pd.DataFrame(rows)

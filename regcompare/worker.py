@@ -264,11 +264,12 @@ def ensure_worker(store: Store, now: float | None = None) -> bool:
         return False
     log_path = Path(__file__).parent.parent / "cache" / "worker.log"
     log_path.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "regcompare.worker", "--store", store.url]
+    command = [sys.executable, "-m", "regcompare.worker"]  # every user of the machine can read it: no URL with a password here
     with log_path.open("ab") as output:
         subprocess.Popen(
             command,
             cwd=Path(__file__).parent.parent,
+            env=os.environ | {"REGCOMPARE_STORE": store.url},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -1,5 +1,6 @@
 """The app in a real server, for the browser tests and the benchmarks."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -54,11 +55,18 @@ class Server:
         self.process.send_signal(how)
         self.process.wait(20)
 
+    def processes(self):
+        """Process numbers of all that was started for this store (Linux), by command line."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it may end while it is looked at
+                if f"REGCOMPARE_STORE={self.store_url}\0".encode() in (entry / "environ").read_bytes() + b"\0":
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode().replace("\0", " ")
+        return found
+
     def workers(self):
         """Process numbers of this store's workers."""
-        pattern = f"regcompare.worker --store {self.store_url}"
-        found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
-        return [int(line) for line in found.stdout.split()]
+        return [pid for pid, command in self.processes().items() if "-m regcompare.worker" in command]
 
     def end(self):
         if self.process.poll() is None:

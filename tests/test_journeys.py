@@ -1,6 +1,5 @@
 """What a user does, in a real browser against the real server, store, worker and training."""
 
-import os
 import re
 import signal
 
@@ -198,21 +197,7 @@ def test_a_deep_link_on_a_fresh_server_and_no_process_left(fresh_server, page):
     wait_until(fresh_server.workers, 20)
     fresh_server.stop()
     wait_until(lambda: not fresh_server.workers(), 20)
-    wait_until(lambda: not subprocesses_of(fresh_server), 5)
-
-
-def subprocesses_of(server):
-    """Every process that has the server's store in its environment."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            try:
-                with open(f"/proc/{entry}/environ", "rb") as environment:
-                    if f"REGCOMPARE_STORE={server.store_url}".encode() in environment.read():
-                        found.append(int(entry))
-            except OSError:
-                continue
-    return found
+    wait_until(lambda: not fresh_server.processes(), 5)
 
 
 def test_killing_the_page_server_does_not_stop_a_run(fresh_server, page):

@@ -104,6 +104,7 @@ def test_each_replicate_is_the_plain_net(name, mnist_5k):
     In float64 they agree to 1e-6: the mathematics is the same. In float32 PyTorch's channels-last batch norm adds its 50,000
     values one after the other and is off by 3e-4 (docs/architecture.md); single ReLUs and poolings then fall the other way.
     """
+    torch.set_num_threads(1)  # as training does; the number of threads decides how sums are rounded
     config = preset(name)
     exact, rounded = (stack_training(config, mnist_5k, dtype) for dtype in (torch.float64, torch.float32))
     for index, seed in enumerate(SEEDS):
@@ -114,13 +115,13 @@ def test_each_replicate_is_the_plain_net(name, mnist_5k):
             size = gradient.abs().max().item()
             assert apart(exact[1][parameter][index], gradient) <= 1e-9 * size + 1e-12, parameter
             difference = (rounded[1][parameter][index] - gradients32[parameter]).norm().item()
-            assert difference <= 5e-2 * gradients32[parameter].norm().item() + 1e-4 * largest, parameter
+            assert difference <= 5e-2 * gradients32[parameter].norm().item() + 5e-4 * largest, parameter
         assert apart(exact[0][index], losses) <= 1e-6
         assert apart(exact[2][index], logits) <= 1e-5
         assert apart(rounded[0][index, 0], losses32[0]) <= 1e-4  # before any step: Adam makes full steps of rounding noise
         assert apart(rounded[0][index, :3], losses32[:3]) <= 1e-3
         assert apart(rounded[0][index], losses32) <= 2e-2
-        assert apart(rounded[2][index], logits32) <= 3e-2 * logits32.abs().max()
+        assert (rounded[2][index] - logits32).norm() <= 5e-2 * logits32.norm()
 
 
 def test_an_exported_replicate_is_a_plain_net(mnist_5k):
