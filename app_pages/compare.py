@@ -2,9 +2,18 @@
 
 import streamlit as st
 
-from app_pages import shared
+from app_pages import mistakes, shared
 from regcompare import figures, stats, tables
 from regcompare.config import short_title
+from regcompare.report import report
+from regcompare.store import Run
+
+
+def page_of(runs: list[Run]) -> str:
+    """These runs as one standalone HTML page."""
+    found = [(run, record) for run in runs if (record := shared.store().record(run.key))]
+    return report([run for run, _ in found], [record for _, record in found])
+
 
 st.title("Compare", anchor=False)
 runs = {run.key: run for run in shared.done_runs()}
@@ -47,6 +56,9 @@ shared.chart(figures.overview(results, metric), figures.overview_alt(results, me
 if metric == "test_accuracy":
     st.markdown(figures.overview_sentence(results, configs[0]))
 
+st.download_button(
+    "Report", lambda: page_of(chosen), "regcompare-report.html", "text/html", icon=":material/description:", on_click="ignore"
+)
 st.subheader("Final values", anchor=False)
 st.dataframe(tables.results_table(chosen), hide_index=True, alt="Final values of each arm; the same numbers as in the figures")
 st.caption("Mean ± half the 95 % interval over seeds (Student's t), whole split, eval mode. Gap: training minus test accuracy.")
@@ -86,6 +98,8 @@ st.subheader("Learning curves", anchor=False)
 items = [figures.curve(record, metric) for record in shared.records(chosen)]
 shared.chart(figures.curves(items, metric), figures.curves_alt(items, metric), key="compare_curves")
 st.caption("Line: mean over seeds. Band: 95 % interval of the mean. Training values are running means while the net learns, dropout on.")
+
+mistakes.show(shared.records(chosen))
 
 st.subheader("What differs between the recipes", anchor=False)
 differences = tables.recipe_differences(configs)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from regcompare.config import CLASSES, SPLIT_SIZES, RegcompareError, RunConfig
+from regcompare.images import SIDE, default_tensor_dir
 
-SIDE = 32
 _FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 _RAW_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 # SHA-256 of MNIST's four raw files; torchvision checks only what it downloads itself, and only the compressed form.
@@ -55,10 +55,6 @@ def generator(seed: int, stream: int, device: torch.device | str = "cpu") -> tor
 
 def default_data_dir() -> Path:
     return Path(os.environ.get("REGCOMPARE_DATA_DIR") or Path(__file__).parent.parent / "cache" / "raw")
-
-
-def default_tensor_dir() -> Path:
-    return Path(__file__).parent.parent / "cache" / "tensors"
 
 
 def load(config: RunConfig, data_dir: Path | None = None, tensor_dir: Path | None = None, device: str = "cpu") -> Data:

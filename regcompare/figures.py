@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from regcompare.config import PRESETS, RunConfig, label, preset_of, short_title
+from regcompare.config import CLASSES, PRESETS, RunConfig, label, preset_of, short_title
 from regcompare.runfile import RunFile
 from regcompare.stats import ALPHA, FACTORIAL, MIN_SEEDS, Arm, Comparison, Estimate, band, difference, estimate, nats, percent
 
@@ -65,12 +65,10 @@ def style_of(config: RunConfig) -> Style:
 
 
 def arm_names(configs: Sequence[RunConfig]) -> list[str]:
-    """A name an arm: short where that tells them apart, else with the setting, else with the key."""
-    for title in (label, short_title):
-        names = [title(config) for config in configs]
-        if len(set(names)) == len({config.key() for config in configs}):
-            return names
-    return [f"{short_title(config)} {config.key()[:6]}" for config in configs]
+    """A name an arm: short where that tells it apart, else with the setting, else with the key too."""
+    short = [label(config) for config in configs]
+    names = [name if short.count(name) == 1 else short_title(config) for name, config in zip(short, configs, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} {config.key()[:6]}" for name, config in zip(names, configs, strict=True)]
 
 
 def _names(records: Sequence[RunFile]) -> list[str]:
@@ -227,7 +225,7 @@ def forest(found: Sequence[Comparison]) -> go.Figure:
 
 def forest_alt(found: Sequence[Comparison]) -> str:
     """Every verdict."""
-    return "Differences between arms. " + " ".join(one.verdict for one in found)
+    return "Differences between arms. " + (" ".join(one.verdict for one in found) or "No pair of arms.")
 
 
 def interaction_plot(arms: Sequence[Arm], metric: str) -> go.Figure:
@@ -256,6 +254,53 @@ def interaction_plot(arms: Sequence[Arm], metric: str) -> go.Figure:
     figure.update_xaxes(range=[-0.3, 1.3])
     figure.update_yaxes(title=f"{METRIC_TITLES[metric]},{unit}")
     return figure
+
+
+def share_right(record: RunFile) -> np.ndarray:
+    """Share of a run's nets that get each test image right, [n]."""
+    return (record.arrays["test/prediction"] == record.arrays["test/label"]).mean(0)
+
+
+def confusion_counts(record: RunFile) -> np.ndarray:
+    """Test images of true class i taken for class j by one net, the mean over seeds, [10, 10]."""
+    label_, predicted = record.arrays["test/label"].astype(int), record.arrays["test/prediction"].astype(int)
+    counts = np.bincount((label_ * CLASSES + predicted).ravel(), minlength=CLASSES**2)
+    return counts.reshape(CLASSES, CLASSES) / len(predicted)
+
+
+def confusion(records: Sequence[RunFile]) -> go.Figure:
+    """The mistakes of each arm, a column an arm, on one scale."""
+    if not records:
+        return empty("Pick an arm to see where it errs.")
+    titles = [f"{label(record.config)} (n = {len(record.config.seeds)})" for record in records]
+    figure = make_subplots(rows=1, cols=len(records), subplot_titles=titles, horizontal_spacing=0.03, shared_yaxes=True)
+    tables = [np.where(np.eye(CLASSES, dtype=bool), np.nan, confusion_counts(record)) for record in records]
+    top = max(float(np.nanmax(table)) for table in tables) or 1.0
+    for column, table in enumerate(tables, 1):
+        hover = "a %{y} taken for a %{x}: %{z:.2f} images a net<extra></extra>"
+        look = {"colorscale": [[0, "rgba(217,102,10,0)"], [1, "rgba(217,102,10,1)"]], "zmin": 0, "zmax": top, "xgap": 1, "ygap": 1}
+        scale = {"title": "images", "thickness": 12}
+        digits = [str(digit) for digit in range(CLASSES)]
+        heat = go.Heatmap(z=table, x=digits, y=digits, hovertemplate=hover, showscale=column == len(tables), colorbar=scale, **look)
+        figure.add_trace(heat, row=1, col=column)
+    _base(figure, 330, legend=False)
+    figure.update_xaxes(type="category", title="taken for", showgrid=False, title_standoff=4)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_yaxes(title="true digit", col=1)
+    return figure
+
+
+def confusion_alt(records: Sequence[RunFile]) -> str:
+    """The commonest mistake of each arm."""
+    parts = []
+    for record in records:
+        counts = confusion_counts(record)
+        np.fill_diagonal(counts, 0)
+        true, taken = np.unravel_index(int(counts.argmax()), counts.shape)
+        parts.append(
+            f"{label(record.config)} (n = {len(record.config.seeds)}): a {true} taken for a {taken}, {counts.max():.1f} times a net"
+        )
+    return "Commonest mistakes on the test images. " + "; ".join(parts) + "."
 
 
 # Learning curves

@@ -65,6 +65,7 @@ def main(
     device: Annotated[str, _where("auto, cpu or cuda (default: auto).")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Train again what is in the store.", rich_help_panel="Where and how")] = False,
     export: Annotated[Text, _where("Write a run file (.safetensors) for each arm to this folder.")] = None,
+    report: Annotated[Text, _where("Write the study as one standalone HTML page (.html).")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Where and how")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel="Where and how")] = False,
 ) -> None:
@@ -87,7 +88,7 @@ def main(
         rates["input"] = parse_rate(input_dropout, "--input-dropout")
     if dropout is not None:
         rates |= parse_dropout(dropout)
-    for option, text in (("--study", study), ("--data-dir", data_dir), ("--store", store), ("--export", export)):
+    for option, text in (("--study", study), ("--data-dir", data_dir), ("--store", store), ("--export", export), ("--report", report)):
         if text == "":
             raise BadInput(option, text, "a name that is not empty", f"Leave {option} out for what it is by default.")
     arms = choose_arms(study, preset_names or [], changes, rates)
@@ -97,9 +98,12 @@ def main(
     workers = parse_jobs(jobs)
     check_device(device)
     folder = writable_folder(export) if export is not None else None
+    page = writable_page(report) if report is not None else None
     results = studies.run_study(arms, store_url=store, jobs=workers, data_dir=data_dir, device=device, force=force, quiet=quiet)
     if folder is not None:
         studies.export(results, folder, store)
+    if page is not None:
+        studies.write_report(results, page)
     sys.stdout.write(studies.to_json(results) + "\n" if json_output else studies.to_table(results))
     failed = [result for result in results if result.run.status != "done"]
     for result in failed:
@@ -208,6 +212,25 @@ def writable_folder(text: str) -> Path:
         reason = getattr(error, "strerror", error)
         raise BadInput("--export", text, f"a folder that can be written to ({reason})", "Name another folder.") from None
     return folder
+
+
+def writable_page(text: str) -> Path:
+    """The report's file, its folder made if it is not there; refused before anything trains.
+
+    Raises:
+        BadInput: it does not end in .html, or cannot be written to.
+    """
+    path = Path(text)
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise BadInput("--report", text, "a file name that ends in .html", "For example: --report out.html.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):  # proves that it can be written, and leaves an older report as it is
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise BadInput("--report", text, f"a file that can be written to ({reason})", "Name another file.") from None
+    return path
 
 
 def command_line(arguments: list[str] | None = None) -> int:

@@ -73,10 +73,15 @@ def percent(value: Estimate, signed: bool = False) -> str:
     return f"{text} (n = 1, no interval)" if value.half is None else f"{text} ± {100 * value.half:.2f} (n = {value.n})"
 
 
+def number(value: Estimate, digits: int = 3) -> str:
+    """Any number as text: `1.331 ± 0.012 (n = 8)`."""
+    text = f"{value.mean:.{digits}f}"
+    return f"{text} (n = 1, no interval)" if value.half is None else f"{text} ± {value.half:.{digits}f} (n = {value.n})"
+
+
 def nats(value: Estimate) -> str:
     """A loss as text: `0.0512 ± 0.0031 (n = 8)`."""
-    text = f"{value.mean:.4f}"
-    return f"{text} (n = 1, no interval)" if value.half is None else f"{text} ± {value.half:.4f} (n = {value.n})"
+    return number(value, 4)
 
 
 # Comparing arms

@@ -129,6 +129,17 @@ def export(results: Sequence[Result], folder: Path, store_url: str | None = None
             (folder / result.run.file_name).write_bytes(content)
 
 
+def write_report(results: Sequence[Result], path: Path) -> None:
+    """Write the finished arms as one HTML page; with none finished there is nothing to write."""
+    from regcompare.report import report
+
+    done = [(result.run, result.record) for result in results if result.record is not None]
+    if done:
+        path.write_text(report([run for run, _ in done], [record for _, record in done]), encoding="utf-8")
+    elif not path.stat().st_size:
+        path.unlink()
+
+
 def to_json(results: Sequence[Result]) -> str:
     """The object of the contract (DESIGN, Commands)."""
     runs = [result.run for result in results]

@@ -8,8 +8,8 @@ import pandas as pd
 
 from regcompare.config import RunConfig, format_seeds, label, short_title
 from regcompare.layers import layer_table
-from regcompare.runfile import METRICS, RunFile
-from regcompare.stats import Arm, Comparison, difference, estimate, nats, percent
+from regcompare.runfile import BN_ARRAYS, METRICS, RunFile
+from regcompare.stats import Arm, Comparison, binomial, difference, estimate, mcnemar, nats, number, percent
 from regcompare.store import Run
 
 
@@ -111,10 +111,52 @@ def comparisons_table(found: Iterable[Comparison]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def images_table(records: Iterable[RunFile]) -> pd.DataFrame:
+    """Test accuracy of each arm in percent, with both uncertainties: over seeds, and over test images for one net."""
+    rows = []
+    for record in records:
+        found = estimate(record.final("test_accuracy"))
+        one = binomial(round(found.mean * record.config.n_test), record.config.n_test)
+        half = None if one.low is None or one.high is None else 50 * (one.high - one.low)
+        over_seeds = "one seed: none" if found.half is None else f"± {100 * found.half:.2f} (n = {found.n} seeds)"
+        over_images = f"± {half:.2f} (n = {one.n:,} images)"
+        rows.append(
+            {
+                "arm": label(record.config),
+                "test accuracy, %": f"{100 * found.mean:.2f}",
+                "over seeds": over_seeds,
+                "over images": over_images,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def mcnemar_table(a: RunFile, b: RunFile) -> pd.DataFrame:
+    """Two arms on the seeds that both have: images that only one of the two nets gets right, and McNemar's p."""
+    first, second = label(a.config), label(b.config)
+    first, second = (first, second) if first != second else (f"{first} ({a.config.key()[:4]})", f"{second} ({b.config.key()[:4]})")
+    rows = []
+    for seed in sorted(set(a.config.seeds) & set(b.config.seeds)):
+        right = [r.arrays["test/prediction"][r.config.seeds.index(seed)] == r.arrays["test/label"] for r in (a, b)]
+        found = mcnemar(*right)
+        rows.append({"seed": seed, f"only {first} right": found.only_a, f"only {second} right": found.only_b, "p": found.p})
+    return pd.DataFrame(rows)
+
+
 def layers_table(config: RunConfig) -> pd.DataFrame:
     """The net of a recipe, layer by layer, as the table in the assignment prints it."""
     rows = [(layer.name, layer.kind, str([-1, *layer.shape]), layer.parameters) for layer in layer_table(config)]
     return pd.DataFrame(rows, columns=["layer", "kind", "output shape", "parameters"])
+
+
+def parameters_table(record: RunFile) -> pd.DataFrame:
+    """Learned batch-norm values at the end, a row a place: mean over channels, ± half the 95 % interval over seeds (n)."""
+    rows = []
+    for place in record.config.normalized_places:
+        values = {array: record.arrays[f"batch_norm/{place}/{array}"][-1] for array in BN_ARRAYS}  # each [K, C]
+        cells = {array.replace("_", " "): number(estimate(value.mean(1))) for array, value in values.items()}
+        rows.append({"place": place, "channels": values["weight"].shape[1]} | cells)
+    return pd.DataFrame(rows)
 
 
 def recipe_differences(configs: Sequence[RunConfig]) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def test_first_page_shows_real_results_and_nothing_leaves_the_machine(server, pa
 def test_train_a_recipe_and_read_it(server, page):
     """Preset, a change, Train: curves grow, then the numbers with n and the violins; asked for again it is there at once."""
     open_page(page, server.url)
-    set_recipe(page, epochs=40, preset="Problem 3", seeds="0-5", images=800)
+    set_recipe(page, epochs=15, preset="Problem 3", seeds="0-5", images=800)
     expect(page.get_by_text(re.compile(r"about \d+ s, 6 nets"))).to_be_visible()
     train(page)
     few = live_points(page)

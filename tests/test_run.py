@@ -409,7 +409,9 @@ def test_ctrl_c_and_the_next_call_goes_on(tmp_path, jobs):
     path = tmp_path / "s.db"
     recipe = ["--preset", "baseline", "--seeds", "0-4", "--train-size", "100", "--epochs", "8", "--batch-size", "20", "--quiet", "--json"]
     command = [sys.executable, "-m", "regcompare.run", *recipe, "--jobs", jobs, "--store", f"sqlite:///{path}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # a test run in a shell's background inherits that Ctrl-C is ignored; a terminal's command does not
+    process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **pipes)
     until = time.monotonic() + 60
     while not checkpoints(path) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)

@@ -1,0 +1,189 @@
+"""The mistakes everyone makes, each with its cost, measured on finished nets. As `probes`: arrays in, arrays out.
+
+A mistake returns at least `right` and `wrong` [K], the test accuracy (a fraction) of each replicate without and with it, and where
+nets are run `right_loss` and `wrong_loss` [K] in nats. `right` is the run's final accuracy; right - wrong is paired by seed, so
+`stats.difference` gives the cost with its interval.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from regcompare.config import RunConfig
+from regcompare.data import Data, generator, pixel_statistics
+from regcompare.model import LeNet5, Stack
+from regcompare.probes import PROBE_STREAM, Weights, measured, pixels, replicates, score_net, training_steps
+from regcompare.train import Arrays, score
+
+NOTEBOOK_STATISTICS = (0.1325, 0.3105)  # the test loader's mean and std in seed/assignment.txt; its training loader has 0.1307, 0.3081
+MAX_DRAWS = 1_000_000
+Measure = Callable[[LeNet5], tuple[float, float]]
+
+
+def _compared(config: RunConfig, data: Data, weights: Weights, **measures: Measure) -> Arrays:
+    """`right` and each of `measures`, as accuracy and loss; a measure may change the net, the next gets a fresh one."""
+    measures = {"right": lambda net: score_net(net, data.test_images, data.test_labels)} | measures
+    arrays: Arrays = {}
+    for name, measure in measures.items():
+        values = np.array([measure(net) for net in replicates(config, weights)])
+        arrays |= {name: values[:, 0], f"{name}_loss": values[:, 1]}
+    return arrays
+
+
+def other_normalization(config: RunConfig, data: Data, weights: Weights, statistics: tuple[float, float] | None = None) -> Arrays:
+    """Test with other pixels than the net was trained on.
+
+    A net trained on pixels in [0, 1], with batch norm on the input or with nothing, is tested on pixels that were normalized by
+    `statistics` (mean and std; the training images' unless given). So went the notebook that this project began with: its
+    second net, with batch norm for the input, was trained on pixels as they are (`ToTensor` alone) and tested with
+    the first net's test loader, `Normalize(0.1325, 0.3105)`: 92.44 %. The input's batch norm cannot help: in eval mode it takes off the
+    training pixels' mean and deviation, so what comes out is stretched by 1 / std, about 3, and darker than any image it has seen.
+    The other way round, a net trained on standard-normalized pixels is tested on pixels in [0, 1].
+    """
+    mean, std = statistics or (data.mean, data.std)
+
+    def wrong(net: LeNet5) -> tuple[float, float]:
+        if config.input_norm == "standard":
+            _normalize_by(net, 0.0, 1.0)
+            return score_net(net, data.test_images, data.test_labels)
+        return score_net(net, data.test_images, data.test_labels, mean, std)
+
+    return _compared(config, data, weights, wrong=wrong)
+
+
+def own_statistics(config: RunConfig, data: Data, weights: Weights, batch_size: int = 64) -> Arrays:
+    """Normalize the test images by their own mean and std: all together (`wrong`), or each batch by its own (`batchwise`).
+
+    Peeking at the test set even where it costs nothing: with 10,000 images from the same source the numbers are nearly the same;
+    with few images, or others than in training, they are not, and one image's answer hangs on its company.
+
+    Raises:
+        ValueError: the recipe does not normalize by statistics of the data set.
+    """
+    if config.input_norm != "standard":
+        raise ValueError(
+            f"input_norm must be standard to replace its statistics, got '{config.input_norm}'. See train_mode for batch norm."
+        )
+
+    def wrong(net: LeNet5) -> tuple[float, float]:
+        _normalize_by(net, *pixel_statistics(data.test_images))
+        return score_net(net, data.test_images, data.test_labels)
+
+    def batchwise(net: LeNet5) -> tuple[float, float]:
+        def logits(images: torch.Tensor) -> torch.Tensor:
+            _normalize_by(net, *pixel_statistics(images))
+            return net(pixels(images))
+
+        return _score_in_batches(logits, data, batch_size)
+
+    return _compared(config, data, weights, wrong=wrong, batchwise=batchwise)
+
+
+def train_mode(config: RunConfig, data: Data, weights: Weights, batch_size: int = 64) -> Arrays:
+    """Forget `model.eval()`: batch norm on the statistics of each test batch, dropout on. Test images in shuffled batches.
+
+    Raises:
+        ValueError: `batch_size` is 1 and a dense layer has batch norm; PyTorch refuses that too.
+    """
+    if batch_size < 2 and {"fc1", "fc2"} & set(config.batch_norm):
+        raise ValueError(f"batch_size must be at least 2 where a dense layer has batch norm, got {batch_size}. One value has no variance.")
+
+    def wrong(net: LeNet5) -> tuple[float, float]:
+        net.train()
+        return _score_in_batches(lambda images: net(pixels(images)), data, batch_size)
+
+    return _compared(config, data, weights, wrong=wrong)
+
+
+def _normalize_by(net: LeNet5, mean: float, std: float) -> None:
+    layer = net.body.get_submodule("input_standard")
+    layer.get_buffer("mean").fill_(mean)
+    layer.get_buffer("std").fill_(std)
+
+
+@torch.no_grad()
+def _score_in_batches(logits: Callable[[torch.Tensor], torch.Tensor], data: Data, batch_size: int) -> tuple[float, float]:
+    """Accuracy and loss where the batch matters: `batch_size` test images at a time, shuffled, since a data set may be sorted by class.
+
+    A single image left over joins the batch before it: dense batch norm could not take it alone.
+    """
+    order = torch.randperm(len(data.test_labels), generator=generator(0, PROBE_STREAM))
+    batches = list(order.split(batch_size))
+    if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return measured(torch.cat([logits(data.test_images[batch]) for batch in batches]), data.test_labels[order])
+
+
+class LogitsDropout(Stack):
+    """A stack with dropout behind its last layer in training; the masks have a stream of their own, so all else is as without."""
+
+    def __init__(self, config: RunConfig, seeds: Sequence[int], data: Data, rate: float) -> None:
+        super().__init__(config, seeds, data)
+        self.rate = rate
+        self.logit_masks = [generator(seed, PROBE_STREAM) for seed in seeds]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(images)  # [K, B, 10]
+        keep = torch.empty_like(logits)
+        for mask, source in zip(keep, self.logit_masks, strict=True):
+            mask.bernoulli_(1 - self.rate, generator=source)
+        return logits * keep / (1 - self.rate)
+
+
+def logits_dropout(config: RunConfig, data: Data, rate: float = 0.5) -> Arrays:
+    """Train the recipe with dropout on the logits (`wrong`), as the notebook did, and without (`right`); both on the recipe's seeds.
+
+    A logit at 0 is no missing hint but a statement, exp(0) beside the others', and the true class's own logit goes in one
+    step of two: the loss cannot become small, and the net learns to keep its logits low or the wrong ones far below 0.
+    """
+    arrays: dict[str, list[np.ndarray]] = {"right": [], "right_loss": [], "wrong": [], "wrong_loss": []}
+    for seeds in config.stacks():
+        for name, net in (("right", Stack(config, seeds, data)), ("wrong", LogitsDropout(config, seeds, data, rate))):
+            for _ in training_steps(config, data, net):
+                pass
+            test = score(net.folded(), data.test_images, data.test_labels)
+            arrays[name].append(test.accuracy)
+            arrays[f"{name}_loss"].append(test.loss)
+    return {name: np.concatenate(values) for name, values in arrays.items()}
+
+
+def one_seed(accuracies: np.ndarray, seed: int = 0) -> Arrays:
+    """Train each arm from one seed only, drawn at random: how often is the winner another than the best arm by the mean of all?
+
+    `accuracies` [arms, K]; each arm's seed is drawn on its own, as by people who set none. All K^arms draws are counted if they
+    are at most a million, else a million are drawn from `seed`. Arms that tie share the win.
+
+    Returns:
+        best [], the arm with the highest mean; changed [], the share of draws in which another one wins; wins [arms], the share that
+        each wins (adds up to 1); beats [arms, arms], the share of draws in which the first arm's value is above the second's, half a
+        tie counted (0.5 on the diagonal; the probability of improvement), always exact; exact [], whether all draws were counted.
+    """
+    arms, k = accuracies.shape
+    exact = k**arms <= MAX_DRAWS
+    if exact:
+        drawn = np.stack([axis.ravel() for axis in np.meshgrid(*accuracies, indexing="ij")])  # [arms, K^arms]
+    else:
+        drawn = np.take_along_axis(accuracies, np.random.default_rng(seed).integers(0, k, (arms, MAX_DRAWS)), 1)
+    top = drawn == drawn.max(0)
+    wins = (top / top.sum(0)).mean(1)
+    best = int(accuracies.mean(1).argmax())
+    above = accuracies[:, None, :, None] - accuracies[None, :, None, :]  # [arms, arms, K, K]
+    beats = (above > 0).mean((2, 3)) + (above == 0).mean((2, 3)) / 2
+    return {"best": np.array(best), "changed": 1 - wins[best], "wins": wins, "beats": beats, "exact": np.array(exact)}
+
+
+def best_epoch(test_accuracy: np.ndarray, epoch: np.ndarray) -> Arrays:
+    """Report the best epoch on the test set instead of the last: how much higher the number comes out.
+
+    `test_accuracy` [T, K] and `epoch` [T] are a run's history; only what was measured at the end of an epoch counts. The
+    optimism is never negative and grows with the number of epochs. It is an upper bound of the bias: some of it may be real, a
+    net that got worse at the end, but the test set that chose the epoch cannot say how much.
+
+    Returns:
+        right [K], the last epoch's accuracy; wrong [K], the best one's; optimism [K], their difference; chosen [K], that epoch.
+    """
+    ends = (epoch == epoch.round()) & (epoch > 0) & np.isfinite(test_accuracy).all(1)
+    values = test_accuracy[ends].astype(float)
+    right, wrong = values[-1], values.max(0)
+    return {"right": right, "wrong": wrong, "optimism": wrong - right, "chosen": epoch[ends][values.argmax(0)].astype(int)}
