@@ -22,6 +22,8 @@ def frame() -> None:
             st.Page("app_pages/lab.py", title="Lab", icon=":material/science:", default=True),
             st.Page("app_pages/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
             st.Page("app_pages/parameters.py", title="Parameters", icon=":material/equalizer:", url_path="parameters"),
+            st.Page("app_pages/why.py", title="Why", icon=":material/lightbulb:", url_path="why"),
+            st.Page("app_pages/pitfalls.py", title="Pitfalls", icon=":material/report:", url_path="pitfalls"),
             st.Page("app_pages/runs.py", title="Runs", icon=":material/list_alt:", url_path="runs"),
         ],
         position="top",

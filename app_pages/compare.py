@@ -4,7 +4,7 @@ import streamlit as st
 
 from app_pages import mistakes, shared
 from regcompare import figures, stats, tables
-from regcompare.config import short_title
+from regcompare.config import PRESETS, arm_names
 from regcompare.report import report
 from regcompare.store import Run
 
@@ -16,20 +16,9 @@ def page_of(runs: list[Run]) -> str:
 
 
 st.title("Compare", anchor=False)
-runs = {run.key: run for run in shared.done_runs()}
-if not runs:
-    st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
-    st.stop()
-names = {key: short_title(run.config) for key, run in runs.items()}
-groups = shared.settings([run for run in runs.values() if run.preset]) or [list(runs.values())]
-usual = [run.key for run in groups[0]]
-if "compare_arms" not in st.session_state:
-    st.session_state["compare_arms"] = shared.linked("arms", runs) or usual
+chosen = shared.choose_arms("compare", list(PRESETS))
+if "compare_metric" not in st.session_state:
     st.session_state["compare_metric"] = (shared.linked("metric", figures.METRIC_TITLES) or ["test_accuracy"])[0]
-st.session_state["compare_arms"] = [key for key in st.session_state["compare_arms"] if key in runs]
-arms = st.multiselect(
-    "Arms", list(names), format_func=names.__getitem__, key="compare_arms", persist_state="session", placeholder="Pick runs"
-)
 st.segmented_control(
     "Measure",
     list(figures.METRIC_TITLES),
@@ -39,12 +28,7 @@ st.segmented_control(
     persist_state="session",
 )
 metric: str = st.session_state["compare_metric"]
-shared.link(arms=[] if arms == usual else arms, metric=None if metric == "test_accuracy" else metric)
-if not arms:
-    st.info("Pick at least one arm to see its numbers.")
-    st.stop()
-
-chosen = [runs[key] for key in arms]
+shared.link(metric=None if metric == "test_accuracy" else metric)
 configs = [run.config for run in chosen]
 if len({(config.dataset, config.train_size) for config in configs}) > 1:
     st.warning("These arms saw different images, so their numbers do not compare the nets alone.", icon=":material/warning:")
@@ -95,7 +79,7 @@ if together:
     )
 
 st.subheader("Learning curves", anchor=False)
-items = [figures.curve(record, metric) for record in shared.records(chosen)]
+items = [figures.curve(record, metric, name) for name, record in zip(arm_names(configs), shared.records(chosen), strict=True)]
 shared.chart(figures.curves(items, metric), figures.curves_alt(items, metric), key="compare_curves")
 st.caption("Line: mean over seeds. Band: 95 % interval of the mean. Training values are running means while the net learns, dropout on.")
 
@@ -104,6 +88,6 @@ mistakes.show(shared.records(chosen))
 st.subheader("What differs between the recipes", anchor=False)
 differences = tables.recipe_differences(configs)
 if differences.empty:
-    st.caption("Nothing: pick two arms or more." if len(arms) == 1 else "Nothing.")
+    st.caption("Nothing: pick two arms or more." if len(chosen) == 1 else "Nothing.")
 else:
     st.dataframe(differences, alt="The fields of the recipes that differ, a column a recipe")

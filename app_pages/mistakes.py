@@ -5,7 +5,7 @@ import streamlit as st
 
 from app_pages import shared
 from regcompare import figures, images, stats, tables
-from regcompare.config import label
+from regcompare.config import arm_names
 from regcompare.runfile import RunFile
 
 SHOWN = 12
@@ -24,7 +24,7 @@ def show(records: list[RunFile]) -> None:
     )
     pairs = [(a, b) for i, b in enumerate(records) for a in records[i + 1 :] if same_images(a, b)]
     if pairs:
-        names = [f"{label(a.config)} against {label(b.config)}" for a, b in pairs]
+        names = [" against ".join(arm_names([a.config, b.config])) for a, b in pairs]
         chosen = st.selectbox("On the same images", names, key="compare_pair")
         disagreement(*pairs[names.index(chosen)])
 
@@ -35,7 +35,7 @@ def same_images(a: RunFile, b: RunFile) -> bool:
 
 def disagreement(a: RunFile, b: RunFile) -> None:
     """McNemar seed by seed, and the images that most nets of one arm get right and most of the other wrong."""
-    first, second = label(a.config), label(b.config)
+    first, second = arm_names([a.config, b.config])
     table = tables.mcnemar_table(a, b)
     st.dataframe(table, hide_index=True, alt=f"Images that only {first} or only {second} gets right, seed by seed")
     clear = sum(p < stats.ALPHA for p in table["p"].tolist())

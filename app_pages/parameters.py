@@ -4,7 +4,7 @@ import streamlit as st
 
 from app_pages import shared
 from regcompare import figures, tables
-from regcompare.config import short_title
+from regcompare.config import PRESETS
 from regcompare.layers import parameter_count
 from regcompare.runfile import BN_ARRAYS
 
@@ -13,25 +13,8 @@ st.markdown(
     "Batch norm gives each channel $\\gamma\\,\\frac{x-\\mu}{\\sqrt{\\sigma^2+\\epsilon}}+\\beta$. Weight γ and bias β are learned; "
     "the running mean μ and variance σ² follow the batches and are what the net uses on test images."
 )
-runs = {run.key: run for run in shared.done_runs()}
-if not runs:
-    st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
-    st.stop()
-names = {key: short_title(run.config) for key, run in runs.items()}
-groups = shared.settings([run for run in runs.values() if run.preset]) or [list(runs.values())]
-usual = [run.key for run in groups[0] if run.config.normalized_places] or [groups[0][0].key]
-if "parameters_arms" not in st.session_state:
-    st.session_state["parameters_arms"] = shared.linked("arms", runs) or usual
-st.session_state["parameters_arms"] = [key for key in st.session_state["parameters_arms"] if key in runs]
-arms = st.multiselect(
-    "Arms", list(names), format_func=names.__getitem__, key="parameters_arms", persist_state="session", placeholder="Pick runs"
-)
-shared.link(arms=[] if arms == usual else arms)
-if not arms:
-    st.info("Pick at least one arm to see its parameters.")
-    st.stop()
-
-records = shared.records(runs[key] for key in arms)
+chosen = shared.choose_arms("parameters", [name for name, fields in PRESETS.items() if fields["batch_norm"]])
+records = shared.records(chosen)
 normalized = [record for record in records if record.config.normalized_places]
 if normalized:
     last = max(record.config.epochs for record in normalized)
@@ -61,7 +44,8 @@ st.caption(
 )
 
 st.subheader("Layers", anchor=False)
-key = st.selectbox("Net of", arms, format_func=lambda key: runs[key].label, key="parameters_net")
+runs = {run.key: run for run in chosen}
+key = st.selectbox("Net of", list(runs), format_func=lambda key: runs[key].label, key="parameters_net")
 config = runs[key].config
 st.dataframe(
     tables.layers_table(config), hide_index=True, height="content", alt=f"Layers of {runs[key].label} with output shapes and parameters"

@@ -10,11 +10,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from streamlit.components.v2 import component
 
 from regcompare import live
-from regcompare.config import MAX_SEEDS, PRESETS, RegcompareError, preset_of, setting
+from regcompare.config import MAX_SEEDS, PRESETS, RegcompareError, preset_of, setting, short_title
 from regcompare.figures import curve, style_of
+from regcompare.insights import Measured
+from regcompare.measurements import Measurements
 from regcompare.runfile import RunFile
 from regcompare.stats import t_quantile
 from regcompare.store import Run, Store, default_url
+from regcompare.worker import ensure_worker
 
 STATUS_ICONS = {
     "queued": ":material/schedule:",
@@ -145,3 +148,52 @@ def link(**parameters: str | Sequence[str] | None) -> None:
             st.query_params[name] = text
         elif name in st.query_params:
             del st.query_params[name]
+
+
+def measured(runs: Sequence[Run], name: str) -> list[Measured]:
+    """What is measured of these runs; a button asks for the rest, and the page fills in by itself when the worker has it."""
+    found = Measurements(store())
+    states = {run: found.find(run.key, name) for run in runs}
+    absent = [run for run, state in states.items() if state.status in ("absent", "failed")]
+    if absent and st.button(f"Measure {', '.join(run.label for run in absent)}", key=f"measure_{name}", icon=":material/science:"):
+        for run in absent:
+            found.ask(run.key, name)
+        ensure_worker(store())
+        st.rerun()
+    for run, state in states.items():
+        if state.status == "failed":
+            st.warning(f"{run.label}: {state.error}", icon=":material/error:")
+    waiting = [run for run, state in states.items() if state.status in ("queued", "running")]
+    if waiting:
+        _wait_for(waiting, name)
+    return [Measured(run.config, state.arrays) for run, state in states.items() if state.arrays is not None]
+
+
+@st.fragment(run_every=1.0)
+def _wait_for(runs: Sequence[Run], name: str) -> None:
+    states = [Measurements(store()).find(run.key, name).status for run in runs]
+    if any(status not in ("queued", "running") for status in states):
+        st.rerun()
+    st.caption(
+        f":material/hourglass_top: Measuring {', '.join(run.label for run in runs)}. This may take a minute; other pages can be used."
+    )
+
+
+def choose_arms(page: str, usual: Sequence[str]) -> list[Run]:
+    """Arms picked by the reader or by the link (`?arms=..`), the presets of `usual` in the largest setting unless told otherwise."""
+    runs = {run.key: run for run in done_runs()}
+    if not runs:
+        st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
+        st.stop()
+    names = {key: short_title(run.config) for key, run in runs.items()}
+    groups = settings([run for run in runs.values() if run.preset]) or [list(runs.values())]
+    first = [run.key for run in groups[0] if run.preset in usual] or [groups[0][0].key]
+    key = f"{page}_arms"
+    st.session_state.setdefault(key, linked("arms", runs) or first)
+    st.session_state[key] = [one for one in st.session_state[key] if one in runs]
+    arms = st.multiselect("Arms", list(names), format_func=names.__getitem__, key=key, persist_state="session", placeholder="Pick runs")
+    link(arms=[] if arms == first else arms)
+    if not arms:
+        st.info("Pick at least one arm to see its numbers.")
+        st.stop()
+    return [runs[one] for one in arms]

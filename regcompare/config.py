@@ -7,7 +7,7 @@ the store and the run files.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -247,6 +247,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dropout": {"input_norm": "standard", "batch_norm": (), "dropout": Dropout.of(0.2, 0.5, 0.5)},
     "bn-dropout": {"input_norm": "standard", "batch_norm": HIDDEN_PLACES, "dropout": Dropout.of(0.2, 0.5, 0.5)},
 }
+FACTORIAL = ("baseline", "standard-bn", "dropout", "bn-dropout")  # without and with each: the 2x2 of the interaction
 ARM_FIELDS = ("input_norm", "batch_norm", "dropout")
 PRESET_TITLES = {
     "baseline": "neither (the control)",
@@ -435,3 +436,10 @@ def short_title(config: RunConfig) -> str:
     parts += [f"batch {config.batch_size}"] if config.batch_size != usual["batch_size"].default else []
     parts += [f"seeds {format_seeds(config.seeds)}"] if config.seeds != DEFAULT_SEEDS else []
     return f"{label(config)} ({', '.join(parts)})"
+
+
+def arm_names(configs: Sequence[RunConfig]) -> list[str]:
+    """A name an arm: short where that tells it apart, else with the setting, else with the key too."""
+    short = [label(config) for config in configs]
+    names = [name if short.count(name) == 1 else short_title(config) for name, config in zip(short, configs, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} {config.key()[:6]}" for name, config in zip(names, configs, strict=True)]

@@ -11,9 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from regcompare.config import CLASSES, PRESETS, RunConfig, label, preset_of, short_title
+from regcompare.config import CLASSES, FACTORIAL, PRESETS, RunConfig, arm_names, label, preset_of
 from regcompare.runfile import RunFile
-from regcompare.stats import ALPHA, FACTORIAL, MIN_SEEDS, Arm, Comparison, Estimate, band, difference, estimate, nats, percent
+from regcompare.stats import ALPHA, MIN_SEEDS, Arm, Comparison, Estimate, band, difference, estimate, nats, percent
 
 
 class Style(NamedTuple):
@@ -64,13 +64,6 @@ def style_of(config: RunConfig) -> Style:
     return STYLES[name] if name else OTHER_STYLES[int(config.key(), 16) % len(OTHER_STYLES)]
 
 
-def arm_names(configs: Sequence[RunConfig]) -> list[str]:
-    """A name an arm: short where that tells it apart, else with the setting, else with the key too."""
-    short = [label(config) for config in configs]
-    names = [name if short.count(name) == 1 else short_title(config) for name, config in zip(short, configs, strict=True)]
-    return [name if names.count(name) == 1 else f"{name} {config.key()[:6]}" for name, config in zip(names, configs, strict=True)]
-
-
 def _names(records: Sequence[RunFile]) -> list[str]:
     return arm_names([record.config for record in records])
 
@@ -80,7 +73,7 @@ def rgba(color: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def _base(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
+def base(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
     figure.update_layout(
         height=height,
         margin={"l": 8, "r": 8, "t": 36, "b": 8},
@@ -98,7 +91,7 @@ def _base(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
 
 def empty(message: str, height: int = 320) -> go.Figure:
     """A figure with its frame and a sentence instead of data."""
-    figure = _base(go.Figure(), height, legend=False)
+    figure = base(go.Figure(), height, legend=False)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     return figure.add_annotation(text=message, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
@@ -126,7 +119,7 @@ def overview(results: Sequence[ArmResult], metric: str = "test_accuracy") -> go.
     """Every seed as a dot, the mean and its interval under them, an arm a row."""
     if not results:
         return empty("No arm is finished yet.")
-    scale, unit = _scale(metric)
+    scale, unit = scale_of(metric)
     figure = go.Figure()
     for row, arm in enumerate(reversed(results)):
         jitter = row + 0.22 + 0.1 * np.linspace(-1, 1, len(arm.seeds)) if len(arm.seeds) > 1 else [row + 0.22]
@@ -145,14 +138,14 @@ def overview(results: Sequence[ArmResult], metric: str = "test_accuracy") -> go.
             hovertemplate=f"{arm.name}: {in_words(arm.estimate, metric)}<extra></extra>",
         )
     names = [f"{arm.name}<br>n = {arm.estimate.n}" for arm in reversed(results)]
-    _base(figure, 70 + 46 * len(results), legend=False)
+    base(figure, 70 + 46 * len(results), legend=False)
     figure.update_layout(margin={"t": 8})
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.5, len(names) - 0.4], showgrid=False, zeroline=False)
     figure.update_xaxes(title=f"{METRIC_TITLES[metric]},{unit}", title_standoff=6, zeroline=False)
     return figure
 
 
-def _scale(metric: str) -> tuple[int, str]:
+def scale_of(metric: str) -> tuple[int, str]:
     """What a metric is multiplied by on a figure, and its unit."""
     return (100, " %") if metric.endswith("accuracy") else (1, " nats")
 
@@ -192,7 +185,7 @@ def forest(found: Sequence[Comparison]) -> go.Figure:
     """Each pair's difference with its 95 % interval; filled where the verdict names a better arm, hollow where none is shown."""
     if not found:
         return empty("Pick two arms or more to see their differences.", 160)
-    scale, _ = _scale(found[0].metric)
+    scale, _ = scale_of(found[0].metric)
     figure = go.Figure().add_vline(x=0, line={"color": "rgba(128,128,128,.7)", "width": 1, "dash": "dot"})
     for row, one in enumerate(reversed(found)):
         gain = one.difference
@@ -215,7 +208,7 @@ def forest(found: Sequence[Comparison]) -> go.Figure:
             hovertemplate="<br>".join(textwrap.wrap(one.verdict, 70)) + "<extra></extra>",
         )
     names = [f"{one.a} − {one.b}<br>n = {one.difference.n}{'' if one.paired else ', not paired'}" for one in reversed(found)]
-    _base(figure, 80 + 40 * len(found), legend=False)
+    base(figure, 80 + 40 * len(found), legend=False)
     figure.update_layout(margin={"t": 8})
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], showgrid=False, zeroline=False)
     unit = "points" if scale == 100 else "nats"
@@ -233,7 +226,7 @@ def interaction_plot(arms: Sequence[Arm], metric: str) -> go.Figure:
     named = {arm.name: arm for arm in arms}
     if not all(name in named for name in FACTORIAL):
         return empty("The interaction needs these four arms: " + ", ".join(FACTORIAL) + ".", 160)
-    scale, unit = _scale(metric)
+    scale, unit = scale_of(metric)
     figure = go.Figure()
     for title, pair in (("without batch norm", ("baseline", "dropout")), ("with batch norm", ("standard-bn", "bn-dropout"))):
         style = STYLES[pair[0]]
@@ -250,7 +243,7 @@ def interaction_plot(arms: Sequence[Arm], metric: str) -> go.Figure:
             line={"color": style.color, "dash": style.dash, "width": 2},
             marker={"symbol": style.symbol, "size": 10},
         )
-    _base(figure, 340)
+    base(figure, 340)
     figure.update_xaxes(range=[-0.3, 1.3])
     figure.update_yaxes(title=f"{METRIC_TITLES[metric]},{unit}")
     return figure
@@ -283,7 +276,7 @@ def confusion(records: Sequence[RunFile]) -> go.Figure:
         digits = [str(digit) for digit in range(CLASSES)]
         heat = go.Heatmap(z=table, x=digits, y=digits, hovertemplate=hover, showscale=column == len(tables), colorbar=scale, **look)
         figure.add_trace(heat, row=1, col=column)
-    _base(figure, 330, legend=False)
+    base(figure, 330, legend=False)
     figure.update_xaxes(type="category", title="taken for", showgrid=False, title_standoff=4)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     figure.update_yaxes(title="true digit", col=1)
@@ -317,12 +310,12 @@ class Curve(NamedTuple):
     n: int
 
 
-def curve(record: RunFile, metric: str) -> Curve:
+def curve(record: RunFile, metric: str, name: str | None = None) -> Curve:
     values = record.history(metric).astype(float)
     measured = ~np.isnan(values).any(1)
     mean, half = band(values[measured])
     config = record.config
-    return Curve(label(config), style_of(config), record.arrays["history/epoch"][measured], mean, half, len(config.seeds))
+    return Curve(name or label(config), style_of(config), record.arrays["history/epoch"][measured], mean, half, len(config.seeds))
 
 
 def curves(items: Sequence[Curve], metric: str) -> go.Figure:
@@ -332,7 +325,7 @@ def curves(items: Sequence[Curve], metric: str) -> go.Figure:
     items = [item for item in items if len(item.epoch)]
     if not items:
         return empty("These runs hold no point of this measure.")
-    scale, unit = _scale(metric)
+    scale, unit = scale_of(metric)
     figure = go.Figure()
     for item in items:
         group = {"legendgroup": item.name + item.style.color}
@@ -354,7 +347,7 @@ def curves(items: Sequence[Curve], metric: str) -> go.Figure:
     lowest = min(float(item.mean.min()) for item in items) * scale
     highest = max(float(item.mean.max()) for item in items) * scale
     room = 0.06 * (highest - lowest or 1)
-    _base(figure, 400)
+    base(figure, 400)
     figure.update_layout(hovermode="x unified")
     figure.update_xaxes(title="Epoch")
     figure.update_yaxes(
@@ -396,7 +389,7 @@ def violins(records: Sequence[RunFile], array: str, epoch: int | None = None) ->
             values = history[min(epoch if epoch is not None else len(history) - 1, len(history) - 1)]
             figure.add_trace(_violin(name, record.config, values, name not in shown).update(legendrank=rank), row=1, col=column)
             shown.add(name)
-    _base(figure, 320, legend=len(shown) > 1)
+    base(figure, 320, legend=len(shown) > 1)
     figure.update_layout(violingap=0.15, margin={"t": 72 if len(shown) > 1 else 36}, legend_y=1.12)
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
     figure.update_yaxes(title=BN_TITLES[array], col=1)
@@ -474,7 +467,7 @@ def drift(records: Sequence[RunFile], array: str) -> go.Figure:
             trace = go.Scatter(x=epochs, y=middle, line=line, mode="lines", **listed)
             figure.add_trace(trace, row=1, col=column)
             shown.add(name)
-    _base(figure, 300, legend=len(shown) > 1)
+    base(figure, 300, legend=len(shown) > 1)
     figure.update_layout(margin={"t": 72 if len(shown) > 1 else 36}, legend_y=1.16)
     figure.update_xaxes(title="Epoch")
     figure.update_yaxes(title=BN_TITLES[array], col=1)
@@ -516,7 +509,7 @@ def activations(records: Sequence[RunFile]) -> go.Figure:
             figure.add_trace(go.Violin(y=active, x=[name] * active.size, **look, **named, hoveron="violins"), row=1, col=column)
             listed.add(name)
         figure.update_xaxes(tickvals=names, ticktext=shares, title="at zero", title_standoff=4, showgrid=False, row=1, col=column)
-    _base(figure, 380, legend=len(records) > 1)
+    base(figure, 380, legend=len(records) > 1)
     figure.update_layout(margin={"t": 72 if len(records) > 1 else 36}, legend_y=1.12)
     figure.update_yaxes(title="activation", col=1)
     return figure

@@ -30,6 +30,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from regcompare.config import RegcompareError
+from regcompare.measurements import Measurements
 from regcompare.runfile import METRICS, RunFile
 from regcompare.store import Store, default_url
 from regcompare.worker import ROLE, SERVER_ROLE, ensure_worker
@@ -47,6 +48,7 @@ def shared_store(url: str) -> Store:
     """One store for all viewers and pages of a server, with the published runs in it."""
     store = Store(url)
     store.import_published()
+    Measurements(store).import_published()
     return store
 
 
@@ -138,14 +140,17 @@ class Feed:
                 if status != shown:
                     yield event("status", status)
                     shown = status
+                silent = False
                 async with self.changed:
                     if sent == len(self.points) and status == self.status and not self.final:
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(self.changed.wait(), KEEP_ALIVE)
                             continue
-                        yield b": still here\n\n"
-                        if self.task.done():
-                            return  # the reader failed; the viewer comes back and starts another
+                        silent = True
+                if silent:  # said outside the lock: a viewer that takes nothing on must not hold up the others
+                    yield b": still here\n\n"
+                    if self.task.done():
+                        return  # the reader failed; the viewer comes back and starts another
         finally:
             self.viewers -= 1
 
@@ -187,7 +192,9 @@ class Live:
             return JSONResponse({"error": "The store cannot be read now. Try again."}, 503)
         for old in [k for k, f in self.feeds.items() if not f.viewers and (f.task is None or f.task.done())]:
             del self.feeds[old]
-        feed = self.feeds.setdefault(key, Feed(store, key))
+        if key not in self.feeds or self.feeds[key].final:  # asked for again: whoever still takes the old end in keeps it to himself
+            self.feeds[key] = Feed(store, key)
+        feed = self.feeds[key]
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(feed.stream(cursor), media_type="text/event-stream", headers=headers)
 
@@ -213,5 +220,5 @@ class Live:
         store = shared_store(self.url())
         store.try_role(role, token, info=str(os.getpid()))
         store.reap()
-        if store.runs(["queued", "interrupted"]):
+        if store.runs(["queued", "interrupted"]) or Measurements(store).waiting():
             ensure_worker(store)

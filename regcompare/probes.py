@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regcompare.config import HIDDEN_PLACES, RunConfig
+from regcompare.config import HIDDEN_PLACES, RegcompareError, RunConfig
 from regcompare.data import Data, generator
 from regcompare.layers import CONVS, WIDTHS
 from regcompare.model import EPS, ORDER_STREAM, LeNet5, Stack, unstack
@@ -32,11 +32,11 @@ def weights_of(arrays: Weights) -> Arrays:
     """The `weights/*` of a run file's arrays under LeNet5's names, each [K, ...].
 
     Raises:
-        ValueError: the run file was kept without weights.
+        RegcompareError: the run file was kept without weights.
     """
     found = {name.removeprefix("weights/"): values for name, values in arrays.items() if name.startswith("weights/")}
     if not found:
-        raise ValueError("the run must come with weights, got a run file without any. Train it again, or export it with weights.")
+        raise RegcompareError("the run must come with weights, got a run file without any. Train it again, or export it with weights.")
     return found
 
 
@@ -58,6 +58,10 @@ def walk(net: LeNet5, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, torc
     for name, layer in net.body.named_children():
         before, x = x, layer(x)
         yield name, before, x
+
+
+def layer_names(net: LeNet5) -> list[str]:
+    return [name for name, _ in net.body.named_children()]
 
 
 def by_unit(values: torch.Tensor) -> torch.Tensor:
@@ -165,8 +169,7 @@ def silencing(
     for k, net in enumerate(replicates(config, weights)):
         source = generator(config.seeds[k], PROBE_STREAM)
         orders = [{place: torch.randperm(WIDTHS[place], generator=source) for place in HIDDEN_PLACES} for _ in range(masks)]
-        names = [name for name, _ in net.body.named_children()]
-        first = min(names.index(f"{place}_relu") for place in places) + 1
+        first = min(layer_names(net).index(f"{place}_relu") for place in places)
         # What comes before the first silenced place is the same for every mask.
         features = torch.cat([net.body[:first](pixels(part)) for part in data.test_images.split(BATCH)])
         for s, share in enumerate(shares):
@@ -174,17 +177,17 @@ def silencing(
                 keep = {place: torch.ones(WIDTHS[place]) for place in places}
                 for place, kept in keep.items():
                     kept[order[place][: round(share * len(kept))]] = 0
-                logits = torch.cat([_silenced(net, names, first, part, keep) for part in features.split(BATCH)])
+                logits = torch.cat([_silenced(net.body[first:], part, keep) for part in features.split(BATCH)])
                 accuracy[s, m, k] = measured(logits, data.test_labels)[0]
     return {"shares": np.array(shares, dtype=float), "accuracy": accuracy}
 
 
-def _silenced(net: LeNet5, names: list[str], first: int, x: torch.Tensor, keep: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The rest of the forward pass from the output of layer `first` - 1 on, with each ReLU's output times its place's mask."""
-    for index in range(first - 1, len(names)):
-        x = x if index < first else net.body[index](x)
-        mask = keep.get(names[index].removesuffix("_relu")) if names[index].endswith("_relu") else None
-        x = x if mask is None else x * mask.view(-1, *[1] * (x.dim() - 2))
+def _silenced(layers: nn.Module, x: torch.Tensor, keep: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """`layers` on x, with the output of each place's ReLU times its mask in `keep` [units]."""
+    for name, layer in layers.named_children():
+        x = layer(x)
+        if name.endswith("_relu") and (mask := keep.get(name.removesuffix("_relu"))) is not None:
+            x = x * mask.view(-1, *[1] * (x.dim() - 2))
     return x
 
 
@@ -289,8 +292,9 @@ def variance_shift(config: RunConfig, data: Data, weights: Weights, batches: int
 def reestimate(config: RunConfig, data: Data, weights: Weights) -> Arrays:
     """Give batch norm the statistics of testing: over all training images with dropout off, exact, not a running average.
 
-    Place by place from the input on, since a place's statistics rest on those before it. The remedy that Li et al. 2019 try in
-    their section on re-estimating the moving statistics; weights stay as they are. Needs batch norm somewhere.
+    Place by place from the input on, since a place's statistics rest on those before it. A remedy for the variance shift of Li et
+    al. 2019, whose weights stay as they are. Compare with a net without dropout: to replace a running average, which follows the
+    last few hundred images, by an exact one is worth something there too. Without batch norm nothing changes.
 
     Returns:
         before, after [K], test accuracy; before_loss, after_loss [K].
@@ -311,7 +315,7 @@ def reestimate(config: RunConfig, data: Data, weights: Weights) -> Arrays:
 def _set_statistics(net: LeNet5, place: str, images: torch.Tensor) -> None:
     """Mean and variance of what goes into a place's batch norm, over all images, as its running statistics."""
     layer = net.body.get_submodule(f"{place}_bn")
-    head = net.body[: [name for name, _ in net.body.named_children()].index(f"{place}_bn")]
+    head = net.body[: layer_names(net).index(f"{place}_bn")]
     count, mean, square = 0, torch.zeros(()).double(), torch.zeros(()).double()
     for part in images.split(BATCH):
         var, middle = torch.var_mean(by_unit(head(pixels(part))), 1, correction=0)

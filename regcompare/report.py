@@ -13,10 +13,10 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from regcompare import __version__, figures, tables
-from regcompare.config import PRESET_TITLES, RunConfig, format_seeds, label, preset_of, setting_title
+from regcompare.config import FACTORIAL, PRESET_TITLES, RunConfig, format_seeds, label, preset_of, setting_title
 from regcompare.ideas import CO_ADAPTATION, COVARIATE_SHIFT, Idea
 from regcompare.runfile import BN_ARRAYS, RunFile
-from regcompare.stats import FACTORIAL, Comparison, compare_all, interaction
+from regcompare.stats import Comparison, compare_all, interaction
 from regcompare.store import Run
 
 METRIC = "test_accuracy"

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from regcompare.config import FACTORIAL
+
 LEVEL = 0.95
 
 
@@ -234,8 +236,6 @@ def p_text(p: float | None, family: int = 1) -> str:
 
 # The 2x2 factorial: do the benefits add up?
 
-FACTORIAL = ("baseline", "standard-bn", "dropout", "bn-dropout")
-
 
 class Interaction(NamedTuple):
     """(bn-dropout - dropout) - (standard-bn - baseline) by seed: 0 if the benefits add up; with what each arm brings alone."""
@@ -278,6 +278,32 @@ def _interaction_verdict(one: Interaction) -> str:
         return f"No departure from adding up shown: the interaction is {numbers}; up to {hidden:.{digits}f} could have hidden. {alone}"
     together = "more" if (found.mean > 0) == HIGHER_IS_BETTER[one.metric] else "less"
     return f"The benefits do not add up: both together bring {together} than the sum of each, the interaction is {numbers}. {alone}"
+
+
+def winners(accuracies: Sequence[np.ndarray]) -> np.ndarray:
+    """How often each arm wins if one seed an arm is drawn at random: shares [arms] over every combination; ties are shared.
+
+    `accuracies`: an array [n] an arm, the n may differ. Exact: an arm's value wins against each other arm by its own distribution.
+    """
+    shares = np.zeros(len(accuracies))
+    values = np.unique(np.concatenate(accuracies))
+    below = np.array([[(arm < value).mean() for value in values] for arm in accuracies])  # [arms, V]
+    equal = np.array([[(arm == value).mean() for value in values] for arm in accuracies])
+    for index in range(len(accuracies)):
+        for v in range(values.size):
+            if equal[index, v]:
+                # chance that k of the other arms tie at this value and the rest lie below, each k worth 1 / (k + 1)
+                ties = np.array([1.0])
+                for other in range(len(accuracies)):
+                    if other != index:
+                        ties = np.convolve(ties, [below[other, v], equal[other, v]])
+                shares[index] += equal[index, v] * float((ties / np.arange(1, ties.size + 1)).sum())
+    return shares
+
+
+def optimism(test_accuracy: np.ndarray) -> np.ndarray:
+    """What picking the best test point adds over the last one, [K]; `test_accuracy` [T, K], NaN where not measured."""
+    return np.nanmax(test_accuracy, axis=0) - test_accuracy[~np.isnan(test_accuracy).any(1)][-1]
 
 
 # The other uncertainty: over test images, the nets as they are

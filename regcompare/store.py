@@ -9,7 +9,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,60 +23,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from regcompare.config import RegcompareError, RunConfig, label, preset_of
 from regcompare.runfile import Arrays, RunFile, merge_stacks, save_arrays
+from regcompare.schema import MIGRATIONS
+from regcompare.schema import artifacts as _artifacts
+from regcompare.schema import measures as _measures
+from regcompare.schema import meta as _meta
+from regcompare.schema import points as _points
+from regcompare.schema import presence as _presence
+from regcompare.schema import runs as _runs
 
 Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 OPEN: tuple[Status, ...] = ("queued", "running", "interrupted")
 STALE_AFTER = 5.0  # seconds without a heartbeat after which an owner counts as dead
 START_PATIENCE = 20.0  # seconds that a worker just started has until its first heartbeat
-
-_schema = sa.MetaData()
-_meta = sa.Table("meta", _schema, sa.Column("name", sa.String(200), primary_key=True), sa.Column("value", sa.Text, nullable=False))
-_runs = sa.Table(
-    "runs",
-    _schema,
-    sa.Column("key", sa.String(32), primary_key=True),
-    sa.Column("config", sa.Text, nullable=False),
-    sa.Column("preset", sa.String(32)),
-    sa.Column("status", sa.String(16), nullable=False, index=True),
-    sa.Column("created", sa.Float, nullable=False, index=True),
-    sa.Column("started", sa.Float),
-    sa.Column("finished", sa.Float),
-    sa.Column("owner", sa.String(64)),
-    sa.Column("heartbeat", sa.Float),
-    sa.Column("cancel", sa.Boolean, nullable=False, default=False),
-    sa.Column("error", sa.Text),
-    sa.Column("source", sa.String(16), nullable=False),
-    sa.Column("summary", sa.Text),
-)
-_points = sa.Table(
-    "points",
-    _schema,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("key", sa.String(32), nullable=False),
-    sa.Column("stack", sa.Integer, nullable=False),
-    sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("value", sa.Text, nullable=False),
-    sa.UniqueConstraint("key", "stack", "step"),
-    sqlite_autoincrement=True,
-)
-_artifacts = sa.Table(
-    "artifacts",
-    _schema,
-    sa.Column("key", sa.String(32), primary_key=True),
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("value", sa.LargeBinary, nullable=False),
-)
-_presence = sa.Table(
-    "presence",
-    _schema,
-    sa.Column("role", sa.String(64), primary_key=True),
-    sa.Column("token", sa.String(64), nullable=False),
-    sa.Column("heartbeat", sa.Float, nullable=False),
-    sa.Column("info", sa.Text),
-)
-
-# Numbered and append-only; each runs with its record in one transaction.
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_schema.create_all,)
 
 
 class StoreError(RegcompareError):
@@ -147,12 +105,13 @@ class Store:
             ) from None
 
     @contextmanager
-    def _begin(self, write: bool = True) -> Iterator[sa.Connection]:
+    def begin(self, write: bool = True) -> Iterator[sa.Connection]:
+        """A transaction: committed at its end, rolled back by an exception."""
         with self.engine.connect().execution_options(write=write) as connection, connection.begin():
             yield connection
 
     def _migrate(self) -> None:
-        with self._begin() as db:
+        with self.begin() as db:
             _meta.create(db, checkfirst=True)
             done = int(db.scalar(sa.select(_meta.c.value).where(_meta.c.name == "schema")) or 0)
             if done > len(MIGRATIONS):
@@ -175,7 +134,7 @@ class Store:
     def request(self, config: RunConfig, now: float | None = None, force: bool = False) -> Run:
         """The run of a recipe: as it is if it is open or done, else queued. With `force` a finished one is queued anew."""
         key, now = config.key(), now or time.time()
-        with self._begin() as db:
+        with self.begin() as db:
             row = db.execute(sa.select(_runs).where(_runs.c.key == key)).first()
             if row is None or row.status in ("failed", "cancelled") or (force and row.status == "done"):
                 self._forget(db, key)
@@ -189,7 +148,7 @@ class Store:
         now = now or time.time()
         waiting = sa.select(_runs.c.key).where(_runs.c.status.in_(("queued", "interrupted")), _runs.c.cancel.is_(False))
         waiting = waiting.where(_runs.c.key == key) if key else waiting.order_by(_runs.c.created).limit(1)
-        with self._begin() as db:
+        with self.begin() as db:
             found = db.scalar(waiting)
             if found is None:
                 return None
@@ -205,16 +164,16 @@ class Store:
 
     def beat(self, owner: str, now: float | None = None) -> None:
         """Say that the owner of these running runs lives."""
-        with self._begin() as db:
+        with self.begin() as db:
             db.execute(sa.update(_runs).where(_runs.c.owner == owner, _runs.c.status == "running").values(heartbeat=now or time.time()))
 
     def reap(self, now: float | None = None) -> list[str]:
         """Mark running runs whose owner has gone silent as interrupted; returns their keys."""
         silent = sa.and_(_runs.c.status == "running", _runs.c.heartbeat < (now or time.time()) - STALE_AFTER)
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             if db.scalar(sa.select(_runs.c.key).where(silent).limit(1)) is None:
                 return []
-        with self._begin() as db:
+        with self.begin() as db:
             keys = list(db.scalars(sa.select(_runs.c.key).where(silent)))
             for key in keys:
                 self._end_without_result(db, key, now or time.time())
@@ -222,7 +181,7 @@ class Store:
 
     def release(self, owner: str) -> None:
         """Mark what `owner` still runs as interrupted: its worker is leaving."""
-        with self._begin() as db:
+        with self.begin() as db:
             for key in list(db.scalars(sa.select(_runs.c.key).where(_runs.c.owner == owner, _runs.c.status == "running"))):
                 self._end_without_result(db, key, time.time())
 
@@ -235,7 +194,7 @@ class Store:
 
     def cancel(self, key: str, now: float | None = None) -> None:
         """Stop a run: at once if it waits, at its next point if it trains. A finished run stays as it is."""
-        with self._begin() as db:
+        with self.begin() as db:
             db.execute(sa.update(_runs).where(_runs.c.key == key, _runs.c.status == "running").values(cancel=True))
             waiting = sa.update(_runs).where(_runs.c.key == key, _runs.c.status.in_(("queued", "interrupted")))
             if db.execute(waiting.values(status="cancelled", finished=now or time.time())).rowcount:
@@ -243,12 +202,13 @@ class Store:
 
     def delete(self, key: str) -> None:
         """Remove a run and all that belongs to it; whoever trains it stops at its next point."""
-        with self._begin() as db:
+        with self.begin() as db:
             self._forget(db, key)
 
     def _forget(self, db: sa.Connection, key: str) -> None:
         self._drop_work(db, key)
-        db.execute(sa.delete(_artifacts).where(_artifacts.c.key == key))
+        for table in (_artifacts, _measures):
+            db.execute(sa.delete(table).where(table.c.key == key))
         db.execute(sa.delete(_runs).where(_runs.c.key == key))
 
     @staticmethod
@@ -273,7 +233,7 @@ class Store:
         Raises:
             NotOwner: the run is no longer this owner's to train.
         """
-        with self._begin() as db:
+        with self.begin() as db:
             self._own(db, key, owner)
             db.execute(sa.insert(_points).values(key=key, stack=stack, step=step, value=json.dumps(value)))
 
@@ -283,7 +243,7 @@ class Store:
         Raises:
             NotOwner: the run is no longer this owner's to train.
         """
-        with self._begin() as db:
+        with self.begin() as db:
             self._own(db, key, owner)
             value = save_arrays(arrays | {"step": np.array(step)})
             self._put(db, _artifacts, {"key": key, "name": f"checkpoint:{stack}"}, {"value": value})
@@ -294,7 +254,7 @@ class Store:
         Raises:
             NotOwner: the run is no longer this owner's to train.
         """
-        with self._begin() as db:
+        with self.begin() as db:
             self._own(db, key, owner)
             value = db.scalar(sa.select(_artifacts.c.value).where(_artifacts.c.key == key, _artifacts.c.name == f"checkpoint:{stack}"))
             arrays = load_arrays(value) if value else None
@@ -304,7 +264,7 @@ class Store:
 
     def finished_stacks(self, key: str) -> set[int]:
         """The stacks of a running run that are done already."""
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             names = db.scalars(sa.select(_artifacts.c.name).where(_artifacts.c.key == key, _artifacts.c.name.startswith("stack:")))
             return {int(name.partition(":")[2]) for name in names}
 
@@ -314,7 +274,7 @@ class Store:
         Raises:
             NotOwner: the run is no longer this owner's to train.
         """
-        with self._begin() as db:
+        with self.begin() as db:
             self._own(db, key, owner)
             points = db.execute(
                 sa.select(_points.c.step, _points.c.value).where(_points.c.key == key, _points.c.stack == stack).order_by(_points.c.step)
@@ -336,14 +296,14 @@ class Store:
 
     def fail(self, key: str, message: str, owner: str) -> None:
         """End a run that cannot go on; nothing happens if it is no longer this owner's."""
-        with self._begin() as db:
+        with self.begin() as db:
             mine = sa.update(_runs).where(_runs.c.key == key, _runs.c.owner == owner, _runs.c.status == "running")
             if db.execute(mine.values(status="failed", error=message, finished=time.time(), owner=None)).rowcount:
                 self._drop_work(db, key)
 
     def end_cancelled(self, key: str, owner: str) -> None:
         """Make a cancelled run's end visible; called by the process that stopped training it."""
-        with self._begin() as db:
+        with self.begin() as db:
             mine = sa.and_(_runs.c.key == key, _runs.c.owner == owner, _runs.c.status == "running", _runs.c.cancel.is_(True))
             if db.execute(sa.update(_runs).where(mine).values(status="cancelled", finished=time.time(), owner=None)).rowcount:
                 self._drop_work(db, key)
@@ -360,14 +320,14 @@ class Store:
     # Reading
 
     def run(self, key: str) -> Run | None:
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             row = db.execute(sa.select(_runs).where(_runs.c.key == key)).first()
         return _to_run(row) if row else None
 
     def runs(self, statuses: Sequence[Status] | None = None) -> list[Run]:
         """All runs, or those of some statuses, the newest first."""
         query = sa.select(_runs).order_by(_runs.c.created.desc(), _runs.c.key)
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             rows = db.execute(query.where(_runs.c.status.in_(statuses)) if statuses else query).all()
         return [_to_run(row) for row in rows]
 
@@ -375,24 +335,24 @@ class Store:
         """Changes whenever a run starts, ends, comes or goes: a key for caches of what `runs` returns."""
         sums = [sa.func.sum(column) for column in (_runs.c.created, _runs.c.started, _runs.c.finished)]
         facts = sa.select(_runs.c.status, sa.func.count(), *sums).group_by(_runs.c.status).order_by(_runs.c.status)
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             return repr([tuple(row) for row in db.execute(facts)])
 
     def points(self, key: str, after: int = 0) -> list[tuple[int, int, dict[str, Any]]]:
         """Points of an unfinished run written after the cursor: (cursor, stack, values), in the order they were written."""
         query = sa.select(_points.c.id, _points.c.stack, _points.c.value).where(_points.c.key == key, _points.c.id > after)
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             return [(id_, stack, json.loads(value)) for id_, stack, value in db.execute(query.order_by(_points.c.id))]
 
     def progress(self, key: str) -> dict[int, int]:
         """Steps done by each stack of an unfinished run."""
         query = sa.select(_points.c.stack, sa.func.max(_points.c.step)).where(_points.c.key == key).group_by(_points.c.stack)
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             return {stack: step for stack, step in db.execute(query)}
 
     def record(self, key: str, weights: bool = False) -> RunFile | None:
         """The result of a finished run; its weights only on request. None if the run is not done."""
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             query = sa.select(_artifacts.c.value).where(_artifacts.c.key == key)
             value = db.scalar(query.where(_artifacts.c.name == "record"))
             extra = db.scalar(query.where(_artifacts.c.name == "weights")) if weights and value else None
@@ -412,7 +372,7 @@ class Store:
         run_file = RunFile.from_bytes(content)
         config = run_file.config
         key = config.key()
-        with self._begin() as db:
+        with self.begin() as db:
             row = db.execute(sa.select(_runs.c.status).where(_runs.c.key == key)).first()
             if row is None or row.status != "done":
                 self._forget(db, key)
@@ -433,12 +393,12 @@ class Store:
     def import_published(self, folder: Path | None = None) -> int:
         """Add the run files that ship with the project, each once in a store's life; returns how many were new."""
         paths = sorted((folder or published_dir()).glob("*.safetensors"))
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             known = set(db.scalars(sa.select(_meta.c.name).where(_meta.c.name.startswith("published:"))))
         fresh = [path for path in paths if f"published:{path.name}" not in known]
         for path in fresh:
             self.import_file(path.read_bytes(), source="published")
-            with self._begin() as db:
+            with self.begin() as db:
                 self._put(db, _meta, {"name": f"published:{path.name}"}, {"value": "1"})
         return len(fresh)
 
@@ -447,7 +407,7 @@ class Store:
     def try_role(self, role: str, token: str, now: float | None = None, info: str = "", patience: float = STALE_AFTER) -> bool:
         """Take or keep a role that one process at a time may have; True if it is the token's now."""
         now = now or time.time()
-        with self._begin() as db:
+        with self.begin() as db:
             row = db.execute(sa.select(_presence).where(_presence.c.role == role)).first()
             if row is not None and row.token != token and row.heartbeat > now - patience:
                 return False
@@ -457,13 +417,13 @@ class Store:
     def leave_role(self, role: str, token: str | None = None) -> None:
         """Give up a role; with a token, only if it is that token's."""
         held = _presence.c.role == role
-        with self._begin() as db:
+        with self.begin() as db:
             db.execute(sa.delete(_presence).where(sa.and_(held, _presence.c.token == token) if token else held))
 
     def present(self, prefix: str, now: float | None = None, within: float = STALE_AFTER) -> list[str]:
         """The infos of live holders of roles that start with `prefix`."""
         query = sa.select(_presence.c.info).where(_presence.c.role.startswith(prefix))
-        with self._begin(write=False) as db:
+        with self.begin(write=False) as db:
             return list(db.scalars(query.where(_presence.c.heartbeat > (now or time.time()) - within)))
 
     def close(self) -> None:

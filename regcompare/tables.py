@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 
-from regcompare.config import RunConfig, format_seeds, label, short_title
+from regcompare.config import RunConfig, arm_names, format_seeds, label
 from regcompare.layers import layer_table
 from regcompare.runfile import BN_ARRAYS, METRICS, RunFile
 from regcompare.stats import Arm, Comparison, binomial, difference, estimate, mcnemar, nats, number, percent
@@ -80,8 +80,7 @@ def results_table(runs: Iterable[Run]) -> pd.DataFrame:
 def arms(runs: Iterable[Run], metric: str) -> list[Arm]:
     """Finished runs as sides of a comparison; named by their setting too where two would have one name."""
     runs = [run for run in runs if run.summary]
-    names = [run.label for run in runs]
-    titles = [name if names.count(name) == 1 else short_title(run.config) for name, run in zip(names, runs, strict=True)]
+    titles = arm_names([run.config for run in runs])
     return [Arm(title, run.config.seeds, (run.summary or {})[metric]) for title, run in zip(titles, runs, strict=True)]
 
 
@@ -133,8 +132,7 @@ def images_table(records: Iterable[RunFile]) -> pd.DataFrame:
 
 def mcnemar_table(a: RunFile, b: RunFile) -> pd.DataFrame:
     """Two arms on the seeds that both have: images that only one of the two nets gets right, and McNemar's p."""
-    first, second = label(a.config), label(b.config)
-    first, second = (first, second) if first != second else (f"{first} ({a.config.key()[:4]})", f"{second} ({b.config.key()[:4]})")
+    first, second = arm_names([a.config, b.config])
     rows = []
     for seed in sorted(set(a.config.seeds) & set(b.config.seeds)):
         right = [r.arrays["test/prediction"][r.config.seeds.index(seed)] == r.arrays["test/label"] for r in (a, b)]

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,8 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from regcompare.config import RegcompareError, one_line
-from regcompare.store import START_PATIENCE, NotOwner, Run, Store, default_url
+from regcompare.measurements import Measurements, take
+from regcompare.store import START_PATIENCE, NotOwner, Store, default_url
 
 POLL = 0.03  # seconds between turns: half of it is what a click waits for its claim, on average
 BEAT = 1.0  # seconds between heartbeats
@@ -82,6 +84,21 @@ def train_stack(url: str, key: str, index: int, owner: str, data_dir: str | None
     except RegcompareError as error:
         store.fail(key, str(error), owner)
         return str(error)
+
+
+def measure(url: str, key: str, name: str, owner: str, data_dir: str | None = None) -> None:
+    """Take one measurement of a finished run and record it. Runs in a training process, on the CPU."""
+    import torch
+
+    torch.set_num_threads(1)
+    store = _store(url)
+    found = Measurements(store)
+    record = store.record(key, weights=True)
+    try:
+        if record is not None:
+            found.end(owner, take(record, name, data_dir))
+    except RegcompareError as error:
+        found.end(owner, error=str(error))
 
 
 def _extend(history: dict[str, list[Any]], arrays: dict[str, Any]) -> None:
@@ -155,6 +172,7 @@ class Worker:
 
     def __init__(self, url: str, jobs: int, data_dir: str | None = None, device: str = "auto", stay: bool = False) -> None:
         self.store, self.url, self.jobs, self.data_dir, self.device, self.stay = Store(url), url, jobs, data_dir, device, stay
+        self.measurements = Measurements(self.store)
         self.token = uuid.uuid4().hex
         self.pool: Executor | None = None
         self.waiting: dict[Future[str | None], tuple[str, str]] = {}  # future of a stack -> key and owner of its run
@@ -180,6 +198,7 @@ class Worker:
                 return False
             for _, owner in set(self.waiting.values()):
                 self.store.beat(owner, now)
+                self.measurements.beat(owner, now)
             self.store.reap(now)
             if self.waiting or self.stay or self.store.present(SERVER_ROLE, now):
                 self._last_needed = now
@@ -189,13 +208,15 @@ class Worker:
         while len(self.waiting) < self.jobs and (run := self.store.claim(owner := uuid.uuid4().hex, now)):
             log.info("training %s (%s)", run.key, run.label)
             for index in range(len(run.config.stacks())):
-                self.waiting[self.submit(run, index, owner)] = run.key, owner
+                self.waiting[self.submit(train_stack, run.key, index, owner, self.data_dir, self.device)] = run.key, owner
+        while len(self.waiting) < self.jobs and (wanted := self.measurements.claim(owner := uuid.uuid4().hex, now)):
+            self.waiting[self.submit(measure, *wanted, owner, self.data_dir)] = wanted[0], owner
         return bool(self.waiting) or now - self._last_needed < IDLE_LEAVE
 
-    def submit(self, run: Run, index: int, owner: str) -> Future[str | None]:
-        """Hand one stack on; to a pool that broke while it was idle, a future that says so."""
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[str | None]:
+        """Hand one piece of work on; to a pool that broke while it was idle, a future that says so."""
         try:
-            return self.executor().submit(train_stack, self.url, run.key, index, owner, self.data_dir, self.device)
+            return self.executor().submit(function, self.url, *arguments)
         except BrokenExecutor as error:
             future: Future[str | None] = Future()
             future.set_exception(error)
@@ -213,6 +234,7 @@ class Worker:
                 log.error("run %s: %r", key, error)
                 text = one_line(f"Training stopped by an unexpected error: {type(error).__name__}: {error}. Try it again.")
                 self.store.fail(key, text, owner)
+                self.measurements.end(owner, error=text.replace("Training", "Measuring", 1))
         if lost:
             lost |= set(self.waiting.values())
             self.waiting.clear()
@@ -225,6 +247,7 @@ class Worker:
                 if self.attempts[key] >= MAX_ATTEMPTS:
                     text = f"The training process ended {MAX_ATTEMPTS} times, perhaps for want of memory. Choose fewer seeds."
                     self.store.fail(key, text, owner)
+                self.measurements.end(owner)
                 self.store.release(owner)  # what the old processes may still write is refused
 
     def loop(self) -> None:

@@ -3,7 +3,6 @@
 import itertools
 import re
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -149,8 +148,9 @@ def test_the_published_runs_foretell_each_other(tmp_path):
         store.import_published()
         runs = store.runs()
     assert {run.source for run in runs} == {"published"}
-    known = [run for run in runs if run.config.dataset == "mnist-5k"]
-    for run in (run for run in runs if run.config.dataset == "mnist"):
+    known, asked = ([run for run in runs if run.config.dataset == name] for name in ("mnist-5k", "mnist"))
+    assert len(known) == 5 <= len(asked)
+    for run in asked:
         assert 0.5 < expected_seconds(run.config, known, PUBLISHED_JOBS) / run.summary["seconds"] < 2, run.file_name
 
 
@@ -189,8 +189,3 @@ def test_the_words_keep_the_order(one, other):
     low, high = sorted((one, other))
     assert read(duration(low)) <= read(duration(high)) * 1.0001
     assert read(duration(high)) == pytest.approx(high, rel=0.35, abs=1)
-
-
-def test_published_folder_is_there():
-    """Else the test of foretelling would pass on nothing."""
-    assert len(list((Path(__file__).parent.parent / "cache" / "published").glob("*.safetensors"))) >= 10

@@ -151,7 +151,7 @@ def written(table, form):
     out = io.BytesIO()
     (table.to_csv if form == "csv" else table.to_parquet)(out, index=False)
     out.seek(0)
-    return pd.read_csv(out, float_precision="round_trip", dtype={"key": "str"}) if form == "csv" else pd.read_parquet(out)
+    return pd.read_csv(out, dtype={"key": "str"}) if form == "csv" else pd.read_parquet(out)
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -181,14 +181,6 @@ def test_the_assignments_net():
     assert list(table[["kind", "output shape", "parameters"]].itertuples(index=False, name=None)) == expected
     assert table.parameters.sum() == parameter_count(config) == 61_752
     assert table.layer.is_unique
-
-
-def test_the_assignments_file_says_the_same():
-    """Where the assignment is at hand, its own lines are the oracle."""
-    path = Path(__file__).parent.parent.parent / "shared" / "seed" / "assignment.txt"
-    lines = [" ".join(line.split()) for line in ASSIGNMENT.strip().splitlines()][:-1]
-    text = " ".join(path.read_text(encoding="utf-8").split()) if path.exists() else " ".join(lines)
-    assert all(line in text for line in lines)
 
 
 @pytest.mark.parametrize("name", PRESETS)
