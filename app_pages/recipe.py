@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from regcompare.config import (
+    ARM_FIELDS,
     BATCH_NORM_WORDS,
     DATASETS,
     DEFAULT_EPOCHS,
@@ -55,14 +56,14 @@ def load(config: RunConfig) -> None:
     words = next((word for word, places in BATCH_NORM_WORDS.items() if places == config.batch_norm), None)
     each = words is None or any(len({rates[place] for place in places}) > 1 for places in GROUPS.values())
     _set(dataset=config.dataset, input_norm=config.input_norm, each=each, bn=words or "all", layers=list(config.batch_norm))
+    _set(order=config.dropout_order)
     _set(optimizer=config.optimizer, lr=config.lr, batch_size=config.batch_size, epochs=config.epochs, train_size=config.train_size)
     _set(seeds=format_seeds(config.seeds), rate_conv=rates["conv1"], rate_fc=rates["fc1"], **{f"rate_{p}": rates[p] for p in PLACES})
 
 
 def _start_from_preset() -> None:
     if name := _get("preset"):
-        fields = preset(name)
-        load(_current().model_copy(update={"input_norm": fields.input_norm, "batch_norm": fields.batch_norm, "dropout": fields.dropout}))
+        load(_current().model_copy(update={field: getattr(preset(name), field) for field in ARM_FIELDS}))
 
 
 def _follow_dataset() -> None:
@@ -85,9 +86,8 @@ def _current() -> RunConfig:
     rates = {"input": _get("rate_input")}
     rates |= {place: _get(f"rate_{place if each else group}") for group, places in GROUPS.items() for place in places}
     plain = {name: _get(name) for name in ("dataset", "train_size", "input_norm", "optimizer", "lr", "batch_size", "epochs", "seeds")}
-    return make_config(
-        plain | {"batch_norm": _get("layers") if each else _get("bn"), "dropout": {p: round(r, 4) for p, r in rates.items()}}
-    )
+    net = {"batch_norm": _get("layers") if each else _get("bn"), "dropout_order": _get("order")}
+    return make_config(plain | net | {"dropout": {place: round(rate, 4) for place, rate in rates.items()}})
 
 
 def form() -> RunConfig:
@@ -135,6 +135,11 @@ def form() -> RunConfig:
     _rate("Dropout, dense layers", "fc", "fc1", each)
     with st.expander("More: training, seeds, single layers", icon=":material/tune:"):
         _training(keep)
+        words = {"after": "after batch norm", "before": "before batch norm"}
+        described = describe("dropout_order")
+        st.segmented_control(
+            "Dropout stands", list(words), format_func=words.__getitem__, key="lab_order", help=described, required=True, **keep
+        )
         st.toggle("Set each layer by itself", key="lab_each", on_change=_fill_each, **keep)
         if each:
             st.pills("Batch norm at", HIDDEN_PLACES, selection_mode="multi", format_func=PLACE_TITLES.__getitem__, key="lab_layers", **keep)

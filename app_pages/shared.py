@@ -153,20 +153,20 @@ def link(**parameters: str | Sequence[str] | None) -> None:
 def measured(runs: Sequence[Run], name: str) -> list[Measured]:
     """What is measured of these runs; a button asks for the rest, and the page fills in by itself when the worker has it."""
     found = Measurements(store())
-    states = {run: found.find(run.key, name) for run in runs}
-    absent = [run for run, state in states.items() if state.status in ("absent", "failed")]
+    states = [(run, found.find(run.key, name)) for run in runs]
+    absent = [run for run, state in states if state.status in ("absent", "failed")]
     if absent and st.button(f"Measure {', '.join(run.label for run in absent)}", key=f"measure_{name}", icon=":material/science:"):
         for run in absent:
             found.ask(run.key, name)
         ensure_worker(store())
         st.rerun()
-    for run, state in states.items():
+    for run, state in states:
         if state.status == "failed":
             st.warning(f"{run.label}: {state.error}", icon=":material/error:")
-    waiting = [run for run, state in states.items() if state.status in ("queued", "running")]
+    waiting = [run for run, state in states if state.status in ("queued", "running")]
     if waiting:
         _wait_for(waiting, name)
-    return [Measured(run.config, state.arrays) for run, state in states.items() if state.arrays is not None]
+    return [Measured(run.config, state.arrays) for run, state in states if state.arrays is not None]
 
 
 @st.fragment(run_every=1.0)

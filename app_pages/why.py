@@ -7,7 +7,7 @@ from regcompare import figures, insights
 from regcompare.config import FACTORIAL, preset
 from regcompare.ideas import CO_ADAPTATION, COVARIATE_SHIFT, VARIANCE_SHIFT, Idea
 from regcompare.store import Run
-from regcompare.sweeps import sweeps
+from regcompare.sweeps import published, sweeps
 
 TOPICS = {"shift": COVARIATE_SHIFT.title, "adaptation": CO_ADAPTATION.title, "both": VARIANCE_SHIFT.title, "buys": "What each buys"}
 
@@ -38,7 +38,11 @@ def co_adaptation(runs: list[Run]) -> None:
     shared.chart(insights.silencing(found), insights.silencing_sentence(found), key="why_silencing")
     if found:
         st.markdown(insights.silencing_sentence(found))
-    st.markdown("**Correlation.** Mean absolute correlation between the units of a layer, on test images.")
+    st.markdown(
+        "**Correlation.** Mean absolute correlation between the units of a layer, on test images. Units that share a signal need not "
+        "lean on "
+        "each other: dropout can raise it, by making several units carry the same."
+    )
     found = shared.measured(runs, "unit_correlation")
     words = insights.dots_sentence(found, "Mean absolute correlation")
     shared.chart(insights.dots(found, "mean |correlation|"), words, key="why_correlation")
@@ -65,7 +69,11 @@ def both_together(runs: list[Run]) -> None:
     shared.chart(insights.dots(found, "variance shift", log=True), words, key="why_variance")
     if found:
         st.markdown(words + " 1 is no shift.")
-    st.markdown("**Re-estimating** the running statistics with dropout off takes the shift away. What is that worth?")
+    st.markdown(
+        "**Re-estimating** the running statistics with dropout off takes the shift away. What is that worth? Look at an arm without "
+        "dropout too: "
+        "exact statistics in place of a running average can gain there just as much."
+    )
     found = shared.measured(runs, "reestimate")
     compared = [
         insights.cost(one.name, insights.Measured(one.config, {"right": one.arrays["before"], "wrong": one.arrays["after"]}))
@@ -79,14 +87,14 @@ def both_together(runs: list[Run]) -> None:
 def what_each_buys() -> None:
     st.subheader("What each buys", anchor=False)
     st.markdown("One thing changes, all else stays. Train further points in the Lab and they join the lines.")
-    done = {run.key: run for run in shared.all_runs() if run.status == "done"}
+    known = published() | {run.key: run.summary["test_accuracy"] for run in shared.all_runs() if run.summary}
     styles = {name: preset(name) for name in FACTORIAL}
     for name, sweep in sweeps().items():
         st.markdown(f"**{sweep.title}.** {sweep.question}")
         points = [
-            insights.SweepPoint(point.arm, point.x, point.config, (done[key].summary or {})["test_accuracy"])
+            insights.SweepPoint(point.arm, point.x, point.config, known[key])
             for point in sweep.points
-            if (key := point.config.key()) in done
+            if (key := point.config.key()) in known
         ]
         words = insights.sweep_sentence(points, sweep.axis)
         shared.chart(insights.sweep(points, sweep.axis, sweep.log, styles), words, key=f"why_{name}")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 Dataset = Literal["mnist-5k", "mnist", "fashion-mnist"]
 InputNorm = Literal["none", "standard", "batch"]
 Place = Literal["input", "conv1", "conv2", "fc1", "fc2"]
+DropoutOrder = Literal["after", "before"]
 HiddenPlace = Literal["conv1", "conv2", "fc1", "fc2"]
 
 DATASETS: tuple[str, ...] = get_args(Dataset)
@@ -125,6 +126,11 @@ class RunConfig(BaseModel):
         description="Dropout rate at each place: pixels at the input, whole channels at conv places, units at dense ones.",
         json_schema_extra=_rule("rates of at least 0 and below 1 at input, conv1, conv2, fc1, fc2", "--dropout conv1=.2,fc1=.5"),
     )
+    dropout_order: DropoutOrder = Field(
+        default="after",
+        description="Where dropout stands in a hidden layer with batch norm: after it and the ReLU (the usual), or before batch norm.",
+        json_schema_extra=_rule("after or before", "--dropout-order before"),
+    )
     optimizer: Literal["adam", "sgd"] = Field(
         default="adam",
         description="How weights follow the gradient: Adam, or stochastic gradient descent with momentum 0.9.",
@@ -191,6 +197,13 @@ class RunConfig(BaseModel):
         known = isinstance(value, list | tuple) and all(place in HIDDEN_PLACES for place in value)
         return tuple(place for place in HIDDEN_PLACES if place in value) if known else value
 
+    @field_validator("dropout_order")
+    @classmethod
+    def _order_matters(cls, order: str, info: ValidationInfo) -> str:
+        """Where no layer has both there is nothing to order; one word for it, so that the keys agree."""
+        both = [place for place in info.data.get("batch_norm", ()) if getattr(info.data.get("dropout"), place, 0) > 0]
+        return order if both else "after"
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _text_to_seeds(cls, value: Any) -> Any:
@@ -205,7 +218,10 @@ class RunConfig(BaseModel):
 
     def canonical_json(self) -> str:
         """The recipe as JSON with sorted keys: equal recipes give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json")
+        if self.dropout_order == "after":  # younger than the first keys, which hold for this order
+            del values["dropout_order"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     def key(self) -> str:
         """The run's name: 16 hexadecimal digits of the canonical JSON's SHA-256."""
@@ -248,7 +264,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "bn-dropout": {"input_norm": "standard", "batch_norm": HIDDEN_PLACES, "dropout": Dropout.of(0.2, 0.5, 0.5)},
 }
 FACTORIAL = ("baseline", "standard-bn", "dropout", "bn-dropout")  # without and with each: the 2x2 of the interaction
-ARM_FIELDS = ("input_norm", "batch_norm", "dropout")
+ARM_FIELDS = ("input_norm", "batch_norm", "dropout", "dropout_order")
 PRESET_TITLES = {
     "baseline": "neither (the control)",
     "standard-bn": "batch norm in the hidden layers (Problem 2)",
@@ -281,7 +297,7 @@ def preset(name: str, **changes: Any) -> RunConfig:
 def preset_of(config: RunConfig) -> str | None:
     """The preset whose three fields this recipe has, whatever its data, training and seeds."""
     for name, fields in PRESETS.items():
-        if all(getattr(config, field) == value for field, value in fields.items()):
+        if config.dropout_order == "after" and all(getattr(config, field) == value for field, value in fields.items()):
             return name
     return None
 
@@ -406,11 +422,14 @@ def label(config: RunConfig) -> str:
     name = preset_of(config)
     if name:
         return name
+    if config.dropout_order == "before" and (name := preset_of(config.model_copy(update={"dropout_order": "after"}))):
+        return f"{name}, dropout first"
     words = next((w for w, places in BATCH_NORM_WORDS.items() if places == config.batch_norm), "+".join(config.batch_norm))
     parts = [f"{config.input_norm} input"] + ([f"BN {words}"] if config.batch_norm else [])
     rates = config.dropout.rates()
     if rates:
-        parts.append("dropout " + " ".join(f"{place} {rate:g}" for place, rate in rates.items()))
+        before = " before BN" if config.dropout_order == "before" else ""
+        parts.append("dropout " + " ".join(f"{place} {rate:g}" for place, rate in rates.items()) + before)
     return ", ".join(parts)
 
 

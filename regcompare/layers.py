@@ -28,13 +28,13 @@ def layer_table(config: RunConfig) -> list[Layer]:
     rows: list[Layer] = []
 
     def norm_and_dropout(place: str, shape: tuple[int, ...], before: bool) -> None:
+        rate = getattr(config.dropout, place)
+        if rate and before == (config.dropout_order == "before" and place != "input"):
+            kind = "Dropout2d" if place in CONVS else "Dropout"
+            rows.append(Layer(f"{place}_dropout", f"{kind}({rate:g})", shape, 0))
         if before and place in config.normalized_places:
             kind = "BatchNorm1d" if len(shape) == 1 else "BatchNorm2d"
             rows.append(Layer(f"{place}_bn", kind, shape, 2 * WIDTHS[place]))
-        rate = getattr(config.dropout, place)
-        if not before and rate:
-            kind = "Dropout2d" if place in CONVS else "Dropout"
-            rows.append(Layer(f"{place}_dropout", f"{kind}({rate:g})", shape, 0))
 
     image = (1, MAP_SIDES["input"], MAP_SIDES["input"])
     if config.input_norm == "standard":

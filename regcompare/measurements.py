@@ -82,11 +82,13 @@ class Measurements:
             return Measurement("failed", error=row.error)
         return Measurement("running" if row.owner else "queued")
 
-    def claim(self, owner: str, now: float | None = None) -> tuple[str, str] | None:
-        """Take the oldest that waits, as (key, name); None if none does. One whose owner has gone silent waits again."""
+    def claim(self, owner: str, now: float | None = None, key: str | None = None, name: str | None = None) -> tuple[str, str] | None:
+        """Take the oldest that waits, or the one named, as (key, name); None if none does. An owner gone silent has lost its claim."""
         now = now or time.time()
         free = sa.or_(measures.c.owner.is_(None), measures.c.heartbeat < now - STALE_AFTER)
         waiting = sa.and_(measures.c.value.is_(None), measures.c.error.is_(None), free)
+        if key and name:
+            waiting = sa.and_(waiting, measures.c.key == key, measures.c.name == name)
         with self.store.begin(write=False) as db:  # looked at thirty times a second: no write lock for that
             if db.execute(sa.select(measures.c.key).where(waiting).limit(1)).first() is None:
                 return None
@@ -150,10 +152,10 @@ def take(record: RunFile, name: str, data_dir: str | None = None, device: str = 
     config, kind = record.config, MEASURES[name]
     data = load(config, Path(data_dir) if data_dir else None, device=device)
     function = getattr(probes, kind.function, None) or getattr(pitfalls, kind.function)
-    try:
-        if kind.trains:
-            return function(config, data, **kind.options)
-        weights = probes.weights_of(record.arrays)
-        return {"kernels": function(weights)} if name == "first_filters" else function(config, data, weights, **kind.options)
-    except ValueError as error:
-        raise RegcompareError(str(error)) from None
+    if kind.trains:
+        return function(config, data, **kind.options)
+    weights = probes.weights_of(record.arrays)
+    arrays = {"kernels": function(weights)} if name == "first_filters" else function(config, data, weights, **kind.options)
+    if not arrays:
+        raise RegcompareError("This net has no layer that this is measured at. Choose an arm with batch norm.")
+    return arrays

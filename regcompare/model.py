@@ -1,6 +1,7 @@
 """LeNet-5 twice: `LeNet5`, one replicate in ordinary layers to read and export, and `Stack`, K replicates as one net.
 
-At each place: linear map, normalization, ReLU, max pooling (conv places), dropout. LeCun et al. 1998 for the shapes; ReLU
+At each place: linear map, normalization, ReLU, max pooling (conv places), dropout; or, by the recipe's `dropout_order`, dropout right
+behind the linear map. LeCun et al. 1998 for the shapes; ReLU
 and max pooling as in the assignment. A stack's parameters carry the replicate as their first axis under LeNet5's names,
 so `stack` and `unstack` are a `torch.stack` and an index.
 """
@@ -82,12 +83,14 @@ class LeNet5(nn.Module):
                 self.body.add_module("flatten", nn.Flatten())
             linear = nn.Conv2d(FAN_INS[place], OUTPUTS[place], KERNEL) if conv else nn.Linear(FAN_INS[place], OUTPUTS[place])
             self.body.add_module(place, linear)
+            if place in rates and config.dropout_order == "before":
+                self.body.add_module(f"{place}_dropout", SeededDropout(rates[place], conv, masks))
             if place in config.batch_norm:
                 self.body.add_module(f"{place}_bn", (nn.BatchNorm2d if conv else nn.BatchNorm1d)(WIDTHS[place]))
             self.body.add_module(f"{place}_relu", nn.ReLU())
             if conv:
                 self.body.add_module(f"{place}_pool", nn.MaxPool2d(2))
-            if place in rates:
+            if place in rates and config.dropout_order == "after":
                 self.body.add_module(f"{place}_dropout", SeededDropout(rates[place], conv, masks))
         self.body.add_module("fc3", nn.Linear(FAN_INS["fc3"], OUTPUTS["fc3"]))
 
@@ -167,21 +170,22 @@ class Stack(nn.Module):
             shift = self.tensor("input_bn.bias").repeat_interleave(width, 0).flatten()
             bias = bias + shift * weight.sum((1, 2, 3))
             weight = weight * self.tensor("input_bn.weight").repeat_interleave(width, 0).view(-1, 1, 1, 1)
-        x = self._dropout(x, "input", batch)
+        x = self._dropout(x, "input", batch, self.config.dropout_order)
         for place in CONVS:
             if place != "conv1":
                 weight, bias = self.tensor(f"{place}.weight").flatten(0, 1), self.tensor(f"{place}.bias").flatten()
             x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), bias, groups=size)
+            x = self._dropout(x, place, batch, "before")
             x = self._batch_norm(x, place)
             x = F.max_pool2d(x, 2).relu_()  # the two commute, and a quarter of the values is less to rectify
-            x = self._dropout(x, place, batch)
+            x = self._dropout(x, place, batch, "after")
         x = x.reshape(batch, size, -1).transpose(0, 1)  # [K, B, 400]
         for place in ("fc1", "fc2"):
-            x = self._linear(x, place)
+            x = self._dropout(self._linear(x, place), place, batch, "before")
             if place in self.config.batch_norm:
                 flat = x.transpose(0, 1).reshape(batch, -1)  # [B, K * units]
                 x = self._batch_norm(flat, place).view(batch, size, -1).transpose(0, 1)
-            x = self._dropout(x.relu(), place, batch)
+            x = self._dropout(x.relu(), place, batch, "after")
         return self._linear(x, "fc3")
 
     def _linear(self, x: torch.Tensor, layer: str) -> torch.Tensor:
@@ -194,9 +198,9 @@ class Stack(nn.Module):
         self.tensor(f"{place}_bn.num_batches_tracked").add_(1)
         return F.batch_norm(x, mean, var, weight if affine else None, bias if affine else None, True, MOMENTUM, EPS)
 
-    def _dropout(self, x: torch.Tensor, place: str, batch: int) -> torch.Tensor:
+    def _dropout(self, x: torch.Tensor, place: str, batch: int, order: str) -> torch.Tensor:
         rate = getattr(self.config.dropout, place)
-        if not rate:
+        if not rate or order != self.config.dropout_order:
             return x
         width = {"input": x.shape[2] * x.shape[3] if x.dim() == 4 else 0}.get(place, WIDTHS[place])
         keep = torch.empty(self.size, batch, width, device=x.device, dtype=x.dtype)

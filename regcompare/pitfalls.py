@@ -17,7 +17,6 @@ from regcompare.probes import PROBE_STREAM, Weights, measured, pixels, replicate
 from regcompare.train import Arrays, score
 
 NOTEBOOK_STATISTICS = (0.1325, 0.3105)  # the test loader's mean and std in seed/assignment.txt; its training loader has 0.1307, 0.3081
-MAX_DRAWS = 1_000_000
 Measure = Callable[[LeNet5], tuple[float, float]]
 
 
@@ -149,44 +148,3 @@ def logits_dropout(config: RunConfig, data: Data, rate: float = 0.5) -> Arrays:
             arrays[name].append(test.accuracy)
             arrays[f"{name}_loss"].append(test.loss)
     return {name: np.concatenate(values) for name, values in arrays.items()}
-
-
-def one_seed(accuracies: np.ndarray, seed: int = 0) -> Arrays:
-    """Train each arm from one seed only, drawn at random: how often is the winner another than the best arm by the mean of all?
-
-    `accuracies` [arms, K]; each arm's seed is drawn on its own, as by people who set none. All K^arms draws are counted if they
-    are at most a million, else a million are drawn from `seed`. Arms that tie share the win.
-
-    Returns:
-        best [], the arm with the highest mean; changed [], the share of draws in which another one wins; wins [arms], the share that
-        each wins (adds up to 1); beats [arms, arms], the share of draws in which the first arm's value is above the second's, half a
-        tie counted (0.5 on the diagonal; the probability of improvement), always exact; exact [], whether all draws were counted.
-    """
-    arms, k = accuracies.shape
-    exact = k**arms <= MAX_DRAWS
-    if exact:
-        drawn = np.stack([axis.ravel() for axis in np.meshgrid(*accuracies, indexing="ij")])  # [arms, K^arms]
-    else:
-        drawn = np.take_along_axis(accuracies, np.random.default_rng(seed).integers(0, k, (arms, MAX_DRAWS)), 1)
-    top = drawn == drawn.max(0)
-    wins = (top / top.sum(0)).mean(1)
-    best = int(accuracies.mean(1).argmax())
-    above = accuracies[:, None, :, None] - accuracies[None, :, None, :]  # [arms, arms, K, K]
-    beats = (above > 0).mean((2, 3)) + (above == 0).mean((2, 3)) / 2
-    return {"best": np.array(best), "changed": 1 - wins[best], "wins": wins, "beats": beats, "exact": np.array(exact)}
-
-
-def best_epoch(test_accuracy: np.ndarray, epoch: np.ndarray) -> Arrays:
-    """Report the best epoch on the test set instead of the last: how much higher the number comes out.
-
-    `test_accuracy` [T, K] and `epoch` [T] are a run's history; only what was measured at the end of an epoch counts. The
-    optimism is never negative and grows with the number of epochs. It is an upper bound of the bias: some of it may be real, a
-    net that got worse at the end, but the test set that chose the epoch cannot say how much.
-
-    Returns:
-        right [K], the last epoch's accuracy; wrong [K], the best one's; optimism [K], their difference; chosen [K], that epoch.
-    """
-    ends = (epoch == epoch.round()) & np.isfinite(test_accuracy).all(1)
-    values = test_accuracy[ends].astype(float)
-    right, wrong = values[-1], values.max(0)
-    return {"right": right, "wrong": wrong, "optimism": wrong - right, "chosen": epoch[ends][values.argmax(0)].astype(int)}

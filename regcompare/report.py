@@ -75,8 +75,9 @@ def _commands(configs: Sequence[RunConfig]) -> list[str]:
             f"{config.lr:g}",
         ]
         options += ["--optimizer", config.optimizer, "--seeds", format_seeds(config.seeds)]
+        options += ["--dropout-order", config.dropout_order] if config.dropout_order == "before" else []
         options += ["--train-size", str(config.train_size)] if config.train_size else []
-        name = preset_of(config)
+        name = preset_of(config.model_copy(update={"dropout_order": "after"}))
         if name:
             lines.setdefault(shlex.join(options), []).append(f"--preset {name}")
         else:

@@ -53,6 +53,7 @@ def main(
     input_dropout: Annotated[Text, typer.Option(help="Dropout rate of the input pixels.", rich_help_panel="Recipe")] = None,
     hidden_dropout: Annotated[Text, typer.Option(help="Dropout rate of all four hidden layers.", rich_help_panel="Recipe")] = None,
     dropout: Annotated[Text, _recipe("dropout")] = None,
+    dropout_order: Annotated[Text, _recipe("dropout_order")] = None,
     epochs: Annotated[Text, _recipe("epochs")] = None,
     batch_size: Annotated[Text, _recipe("batch_size")] = None,
     lr: Annotated[Text, _recipe("lr")] = None,
@@ -73,6 +74,7 @@ def main(
         "dataset": dataset,
         "input_norm": input_norm,
         "batch_norm": hidden_bn,
+        "dropout_order": dropout_order,
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
@@ -131,7 +133,9 @@ def choose_arms(study: str | None, names: list[str], changes: dict[str, Any], ra
     for base in bases:
         config = make_config(base | changes)
         if rates:
-            config = make_config({**config.model_dump(), "dropout": config.dropout.model_dump() | rates})
+            # the order again: it is kept only where a layer has both, which the rates may bring
+            order = {field: value for field, value in (base | changes).items() if field == "dropout_order"}
+            config = make_config({**config.model_dump(), "dropout": config.dropout.model_dump() | rates, **order})
         arms[config.key()] = config
     return list(arms.values())
 

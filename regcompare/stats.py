@@ -301,9 +301,15 @@ def winners(accuracies: Sequence[np.ndarray]) -> np.ndarray:
     return shares
 
 
-def optimism(test_accuracy: np.ndarray) -> np.ndarray:
-    """What picking the best test point adds over the last one, [K]; `test_accuracy` [T, K], NaN where not measured."""
-    return np.nanmax(test_accuracy, axis=0) - test_accuracy[~np.isnan(test_accuracy).any(1)][-1]
+def optimism(test_accuracy: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+    """How much higher the best epoch on the test set comes out than the last, [K]; `test_accuracy` [T, K], NaN: not measured; `epoch` [T].
+
+    Never negative, and it grows with the number of epochs. An upper bound of the bias: some of it may be real, a net that got
+    worse at the end, but the test set that chose the epoch cannot say how much.
+    """
+    ends = (epoch == epoch.round()) & np.isfinite(test_accuracy).all(1)
+    values = test_accuracy[ends].astype(float)
+    return values.max(0) - values[-1]
 
 
 # The other uncertainty: over test images, the nets as they are

@@ -1,9 +1,13 @@
 """Small studies that change one thing in several steps: what each regularizer buys, and where. Recipes only."""
 
+import json
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from regcompare.config import FACTORIAL, HIDDEN_PLACES, RunConfig, make_config, preset
+from regcompare.store import published_dir
 
 STEPS_AIM = 1_000  # training steps at each number of images, so that few images do not mean little training
 
@@ -24,6 +28,18 @@ class Sweep(NamedTuple):
     log: bool
     question: str
     points: tuple[Point, ...]
+
+
+def published_path() -> Path:
+    """The results of the sweeps that ship with the project."""
+    return published_dir() / "sweeps.json"
+
+
+@lru_cache(maxsize=1)
+def published() -> dict[str, list[float]]:
+    """Test accuracy by seed of each published point, by the run's key; empty if the file is not there."""
+    path = published_path()
+    return {row["key"]: row["test_accuracy"] for row in json.loads(path.read_text())} if path.exists() else {}
 
 
 def _learning_rates() -> Iterator[Point]:

@@ -34,6 +34,7 @@ from regcompare.config import (
     preset,
     preset_of,
 )
+from regcompare.layers import layer_table, parameter_count
 
 FIELDS = list(RunConfig.model_fields)
 NONE, ALL, RATES = (), ("conv1", "conv2", "fc1", "fc2"), (0.2, 0.5, 0.5, 0.5, 0.5)
@@ -121,7 +122,7 @@ def test_keys_never_change():
 def test_the_canonical_json_is_sorted_and_bare():
     text = RunConfig().canonical_json()
     assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
-    assert json.loads(text).keys() == set(FIELDS)
+    assert json.loads(text).keys() == set(FIELDS) - {"dropout_order"}  # left out in the usual order
 
 
 @given(recipes)
@@ -158,7 +159,7 @@ OTHER = {
 
 
 def test_every_field_changes_the_key():
-    assert OTHER.keys() == set(FIELDS)
+    assert OTHER.keys() == set(FIELDS) - {"dropout_order"}  # it counts only beside both others: see its own test
     keys = [RunConfig().key()] + [make_config({"epochs": 30, field: value}).key() for field, values in OTHER.items() for value in values]
     assert len(set(keys)) == len(keys)
 
@@ -388,3 +389,16 @@ def test_the_words_are_places():
 def test_a_message_is_one_short_line():
     message = str(BadInput("--lr", "a\nb\x1b[31m" + "z" * 999, "small", "Try 1."))
     assert message == "--lr must be small, got 'a\\nb\\x1b[31m" + "z" * 45 + "...'. Try 1."
+
+
+def test_the_order_of_dropout_and_batch_norm():
+    """A recipe with both can have dropout first; where nothing is to order, or in the usual order, the keys are as ever."""
+    usual, first = preset("bn-dropout"), preset("bn-dropout", dropout_order="before")
+    assert first.key() != usual.key()
+    assert "dropout_order" not in usual.canonical_json()
+    assert preset("dropout", dropout_order="before") == preset("dropout")
+    assert preset("standard-bn", dropout_order="before").key() == preset("standard-bn").key()
+    assert (label(first), preset_of(first), label(usual)) == ("bn-dropout, dropout first", None, "bn-dropout")
+    layers = [layer.name for layer in layer_table(first)]
+    assert layers.index("conv1") < layers.index("conv1_dropout") < layers.index("conv1_bn") < layers.index("conv1_relu")
+    assert parameter_count(first) == parameter_count(usual)

@@ -267,3 +267,41 @@ def test_the_keyboard_is_enough(server, page):
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="baseline", exact=True)).to_be_visible(timeout=30_000)
     expect(page.get_by_text("cached (trained)")).to_be_visible(timeout=60_000)
+
+
+def test_a_mistake_is_measured_on_a_net_of_ones_own(server, page):
+    """Train, then ask Pitfalls for the price of a mistake: the worker measures, the page fills in by itself."""
+    open_page(page, server.url)
+    set_recipe(page, epochs=3, preset="Problem 2", seeds="0-2", images=500)
+    key = train(page)
+    expect(page.get_by_text("cached (trained)")).to_be_visible(timeout=60_000)
+    open_page(page, f"{server.url}/pitfalls?arms={key}")
+    page.get_by_role("button", name="Measure standard-bn").click()
+    expect(page.get_by_text(re.compile(r"standard-bn: right \d\d\.\d\d ± .* wrong .* points"))).to_be_visible(timeout=30_000)
+
+
+def test_why_explains_and_shows_what_is_published(server, page):
+    open_page(page, f"{server.url}/why?idea=adaptation")
+    expect(page.get_by_role("heading", name="Co-adaptation")).to_be_visible()
+    expect(page.get_by_text(re.compile("With 50 % of the dense units silenced .* baseline .*n = 8"))).to_be_visible()
+    open_page(page, f"{server.url}/why")
+    expect(page.get_by_text(re.compile("Way that the median goes over training"))).to_be_visible()
+
+
+def test_compare_by_link_answers_and_hands_out_the_report(server, page, tmp_path):
+    """Verdicts, the interaction, both uncertainties; the report is one HTML file that opens with the network off."""
+    names = ("baseline", "standard-bn", "input-bn", "dropout", "bn-dropout")
+    keys = ",".join(preset(name, dataset="mnist").key() for name in names)
+    open_page(page, f"{server.url}/compare?arms={keys}")
+    expect(page.get_by_text(re.compile("dropout is worse than standard-bn: -1.34 points"))).to_be_visible()
+    expect(page.get_by_text(re.compile("The benefits do not add up")).first).to_be_visible()
+    expect(page.get_by_text(re.compile("McNemar, p < 0.05"))).to_be_visible()
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Report").click()
+    path = tmp_path / "report.html"
+    started.value.save_as(path)
+    page.context.set_offline(True)
+    page.goto(path.as_uri())
+    expect(page.get_by_role("heading", name="Problem 5")).to_be_visible()
+    assert page.locator(".js-plotly-plot .main-svg").count() > 10
+    assert path.stat().st_size < 6_000_000

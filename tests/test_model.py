@@ -97,7 +97,7 @@ def apart(a, b):
     return (a.double() - b.double()).abs().max().item()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*PRESETS, "dropout first"])
 def test_each_replicate_is_the_plain_net(name, mnist_5k):
     """First-step gradients parameter by parameter; after 50 Adam steps the same losses and logits, dropout included.
 
@@ -105,7 +105,7 @@ def test_each_replicate_is_the_plain_net(name, mnist_5k):
     values one after the other and is off by 3e-4 (docs/architecture.md); single ReLUs and poolings then fall the other way.
     """
     torch.set_num_threads(1)  # as training does; the number of threads decides how sums are rounded
-    config = preset(name)
+    config = preset("bn-dropout", dropout_order="before") if name == "dropout first" else preset(name)
     exact, rounded = (stack_training(config, mnist_5k, dtype) for dtype in (torch.float64, torch.float32))
     for index, seed in enumerate(SEEDS):
         losses, gradients, logits = plain_training(config, mnist_5k, seed, torch.float64)
@@ -120,7 +120,7 @@ def test_each_replicate_is_the_plain_net(name, mnist_5k):
         assert apart(exact[2][index], logits) <= 1e-5
         assert apart(rounded[0][index, 0], losses32[0]) <= 1e-4  # before any step: Adam makes full steps of rounding noise
         assert apart(rounded[0][index, :3], losses32[:3]) <= 1e-3
-        assert apart(rounded[0][index], losses32) <= 2e-2
+        assert apart(rounded[0][index], losses32) <= 2e-2 * losses32.max()
         assert (rounded[2][index] - logits32).norm() <= 5e-2 * logits32.norm()
 
 

@@ -6,10 +6,11 @@ from serving import ROOT
 from streamlit.testing.v1 import AppTest
 
 from regcompare.config import make_config, preset
+from regcompare.measurements import Measurements
 from regcompare.runfile import RunFile
 from regcompare.store import Store
 
-PAGES = ("lab", "compare", "parameters", "runs")
+PAGES = ("lab", "compare", "parameters", "why", "pitfalls", "runs")
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +253,48 @@ def test_thirty_runs_cost_no_more_queries_than_one(store, published):
     counted.clear()
     open_page("runs")
     assert 0 < len(counted) <= few + 2  # the list itself is read again, once
+
+
+@pytest.mark.parametrize("topic", ["shift", "adaptation", "both", "buys"])
+def test_every_topic_of_why_opens(store, published, topic):
+    """Explained with its source; what is not measured can be asked for."""
+    fill(store, published, 5)
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).switch_page("app_pages/why.py")
+    app.session_state["idea"] = topic
+    app.run()
+    assert not app.exception
+    assert app.get("plotly_chart")
+    if topic != "buys":
+        assert any("Measure" in button.label for button in app.button)
+        assert any(year in texts(app) for year in ("2014", "2015", "2019"))
+
+
+def test_asking_for_a_measurement_queues_it(store, published):
+    fill(store, published, 5)
+    app = open_page("pitfalls")
+    app.selectbox(key="pitfalls_mistake").set_value("train").run()
+    app.button(key="measure_train_mode").click().run()
+    assert not app.exception
+    states = {run.label: Measurements(store).find(run.key, "train_mode").status for run in store.runs()}
+    assert set(states.values()) == {"queued"}
+    assert len(states) == 5
+    assert "Measuring" in texts(app)
+
+
+def test_pitfalls_that_need_no_net_answer_at_once(store, published):
+    fill(store, published, 5)
+    app = open_page("pitfalls")
+    app.selectbox(key="pitfalls_mistake").set_value("seed").run()
+    assert "Winner by one seed: baseline" in texts(app)
+    app.selectbox(key="pitfalls_mistake").set_value("epoch").run()
+    assert not app.exception
+    assert texts(app).count("(n = 8)") >= 5
+
+
+def test_compare_gives_a_verdict_for_every_pair_and_the_interaction(store, published):
+    fill(store, published, 5)
+    app = open_page("compare")
+    said = texts(app)
+    assert said.count("Holm over 10") == 10
+    assert "The benefits do not add up" in said
+    assert "McNemar" in said

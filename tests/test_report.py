@@ -64,7 +64,7 @@ def test_it_answers_all_five_and_fetches_nothing(store, changes):
 def test_what_a_study_lacks_is_said(store):
     page = report(*study(store, "dropout", "baseline"))
     assert page.count("Not answered") == 4  # Problems 2 and 3, and both parts of 5
-    assert "dropout is worse than baseline" in page
+    assert "baseline is better than dropout" in page
 
 
 def test_no_run_is_no_report():

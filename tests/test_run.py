@@ -201,7 +201,7 @@ def test_a_damaged_raw_file(run, tmp_path, content):
 # Study files
 
 
-FIELDS = "one of dataset, train_size, input_norm, batch_norm, dropout, optimizer, lr, batch_size, epochs, seeds"
+FIELDS = "one of dataset, train_size, input_norm, batch_norm, dropout, dropout_order, optimizer, lr, batch_size, epochs, seeds"
 BAD_STUDIES = [
     ("", "--study", "at least one [[arms]]"),
     ("epochs = 3", "--study", "at least one [[arms]]"),

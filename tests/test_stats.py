@@ -1,5 +1,6 @@
 """Statistics: arrays solved by hand, SciPy as oracle, laws, and what an interval promises. Run: pytest tests/test_stats.py"""
 
+import itertools
 import math
 
 import numpy as np
@@ -22,10 +23,12 @@ from regcompare.stats import (
     interaction,
     mcnemar,
     nats,
+    optimism,
     p_text,
     percent,
     seeds_needed,
     t_quantile,
+    winners,
 )
 
 numbers = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))
@@ -352,3 +355,26 @@ def test_mcnemar_counts_where_nets_disagree():
     b = np.array([0, 0, 0, 0, 0, 1, 1, 0], bool)
     assert mcnemar(a, b) == (5, 1, pytest.approx(14 / 64))
     assert mcnemar(b, a)[:2] == (1, 5)
+
+
+def test_winners_against_every_combination():
+    """By brute force over all draws of one seed an arm, ties shared."""
+    draws = np.random.default_rng(5)
+    for sizes in ((3, 3), (2, 3, 4), (4, 4, 4, 4)):
+        arms = [draws.integers(0, 4, size) / 4 for size in sizes]
+        counted = np.zeros(len(arms))
+        for drawn in itertools.product(*arms):
+            top = np.array(drawn) == max(drawn)
+            counted += top / top.sum()
+        np.testing.assert_allclose(winners(arms), counted / counted.sum(), atol=1e-12)
+
+
+def test_winners_by_hand():
+    np.testing.assert_allclose(winners([np.array([0.9, 0.8]), np.array([0.85, 0.7])]), [0.75, 0.25])
+    np.testing.assert_allclose(winners([np.array([1.0]), np.array([1.0])]), [0.5, 0.5])
+
+
+def test_optimism_looks_at_epoch_ends_only():
+    epoch = np.array([0.5, 1, 1.5, 2, 3])
+    accuracy = np.array([[0.99, 0.1], [0.7, 0.5], [np.nan, np.nan], [0.9, 0.6], [0.8, 0.6]])
+    np.testing.assert_allclose(optimism(accuracy, epoch), [0.1, 0.0], atol=1e-12)
