@@ -5,14 +5,17 @@ import streamlit as st
 from app_pages import mistakes, shared
 from regcompare import figures, stats, tables
 from regcompare.config import PRESETS, arm_names
-from regcompare.report import report
+from regcompare.measurements import Measurements
+from regcompare.report import PROBLEM1, report
 from regcompare.store import Run
 
 
 def page_of(runs: list[Run]) -> str:
     """These runs as one standalone HTML page."""
     found = [(run, record) for run in runs if (record := shared.store().record(run.key))]
-    return report([run for run, _ in found], [record for _, record in found])
+    runs = [run for run, _ in found]
+    measures = {name: Measurements(shared.store()).of_study(runs, name) for name in PROBLEM1}
+    return report(runs, [record for _, record in found], measures)
 
 
 st.title("Compare", anchor=False)

@@ -5,7 +5,7 @@ import streamlit as st
 
 from app_pages import shared
 from regcompare import insights, stats
-from regcompare.config import FACTORIAL, arm_names
+from regcompare.config import FACTORIAL, NOTEBOOK_NET, arm_names, setting_title
 from regcompare.runfile import RunFile
 from regcompare.store import Run
 
@@ -50,13 +50,26 @@ def mistake(name: str, runs: list[Run]) -> None:
     title, text, measurement, wrong = MISTAKES[name]
     st.subheader(title, anchor=False)
     st.markdown(text)
+    if name == "normalization":
+        notebook()
     if name == "own":
         runs = [run for run in runs if run.config.input_norm == "standard"]
     found = [insights.cost(one.name, one, wrong) for one in shared.measured(runs, measurement)]
     shared.chart(insights.costs(found), insights.costs_sentence(found), key=f"pitfalls_{name}")
-    if found:
-        st.markdown(insights.costs_sentence(found))
+    for one in found:
+        st.markdown(f"- {insights.costs_sentence([one])}")
     st.caption("Accuracy on the whole test split, mean and 95 % interval over seeds; the difference is paired by seed.")
+
+
+def notebook() -> None:
+    """The notebook's own second net, on eight seeds."""
+    run = shared.store().run(NOTEBOOK_NET.key())
+    if run and run.status == "done":
+        for one in shared.measured([run], "other_normalization"):
+            found = insights.cost("that net here", one)
+            st.markdown(
+                f"The same net, trained and tested so on eight seeds ({setting_title(run.config)}): {insights.costs_sentence([found])}"
+            )
 
 
 def one_seed(records: list[RunFile]) -> None:
@@ -96,7 +109,9 @@ def best_epoch(records: list[RunFile]) -> None:
 st.title("Pitfalls", anchor=False)
 st.markdown("Each is easy to make, and each has its price. Measured on finished nets; pick others to replay it.")
 titles = {name: one[0] for name, one in MISTAKES.items()} | OTHERS
-chosen = st.selectbox("Mistake", list(titles), format_func=titles.__getitem__, key="pitfalls_mistake")
+st.session_state.setdefault("pitfalls_mistake", (shared.linked("mistake", titles) or ["normalization"])[0])
+chosen = st.selectbox("Mistake", list(titles), format_func=titles.__getitem__, key="pitfalls_mistake", persist_state="session")
+shared.link(mistake=None if chosen == "normalization" else chosen)
 arms = shared.choose_arms("pitfalls", [*FACTORIAL, "input-bn"])
 if chosen == "seed":
     one_seed(shared.records(arms))

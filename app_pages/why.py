@@ -27,8 +27,8 @@ def covariate_shift(runs: list[Run]) -> None:
         "What goes into each ReLU on one fixed batch of 256 test images while the net learns: 15th, 50th and 85th percentile, "
         "mean over seeds, as Fig. 1 of Ioffe & Szegedy (2015). Each arm is trained again for this."
     )
-    if found:
-        st.markdown(insights.shift_sentence(found))
+    for one in found:
+        st.markdown(f"- {insights.shift_sentence([one])}")
 
 
 def co_adaptation(runs: list[Run]) -> None:
@@ -36,8 +36,8 @@ def co_adaptation(runs: list[Run]) -> None:
     st.markdown("**Silencing units.** If units lean on each other, losing some costs the rest their use.")
     found = shared.measured(runs, "silencing")
     shared.chart(insights.silencing(found), insights.silencing_sentence(found), key="why_silencing")
-    if found:
-        st.markdown(insights.silencing_sentence(found))
+    for one in found:
+        st.markdown(f"- {insights.silencing_sentence([one])}")
     st.markdown(
         "**Correlation.** Mean absolute correlation between the units of a layer, on test images. Units that share a signal need not "
         "lean on "
@@ -46,13 +46,13 @@ def co_adaptation(runs: list[Run]) -> None:
     found = shared.measured(runs, "unit_correlation")
     words = insights.dots_sentence(found, "Mean absolute correlation")
     shared.chart(insights.dots(found, "mean |correlation|"), words, key="why_correlation")
-    if found:
-        st.markdown(words)
+    for one in found:
+        st.markdown(f"- {insights.dots_sentence([one], 'Mean absolute correlation')}")
     st.markdown("**Sparsity.** How often a unit is silent, as Fig. 8 of Srivastava et al. (2014).")
     found = shared.measured(runs, "sparsity")
     shared.chart(insights.sparsity(found), insights.sparsity_sentence(found), key="why_sparsity")
-    if found:
-        st.markdown(insights.sparsity_sentence(found))
+    for one in found:
+        st.markdown(f"- {insights.sparsity_sentence([one])}")
     st.markdown("**First-layer filters** of one net an arm: what the first convolution looks for.")
     found = shared.measured(runs, "first_filters")
     shared.chart(insights.filters(found), "The six kernels of the first convolution, a row an arm.", key="why_filters")
@@ -102,9 +102,10 @@ def what_each_buys() -> None:
 
 
 st.title("Why", anchor=False)
-topic = st.segmented_control(
-    "Idea", list(TOPICS), default="shift", format_func=TOPICS.__getitem__, key="idea", required=True, bind="query-params"
-)
+st.session_state.setdefault("why_idea", (shared.linked("idea", TOPICS) or ["shift"])[0])
+st.segmented_control("Idea", list(TOPICS), format_func=TOPICS.__getitem__, key="why_idea", required=True, persist_state="session")
+topic: str = st.session_state["why_idea"]
+shared.link(idea=None if topic == "shift" else topic)
 if topic == "buys":
     what_each_buys()
 else:

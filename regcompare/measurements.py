@@ -4,7 +4,7 @@ What is measured, and how, is in `probes` and `pitfalls`; `MEASURES` names it fo
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
-from regcompare.config import BadInput, RegcompareError
+from regcompare.config import PRESETS, BadInput, RegcompareError
 from regcompare.runfile import Arrays, RunFile, save_arrays
 from regcompare.schema import measures
-from regcompare.store import STALE_AFTER, Store, published_dir
+from regcompare.store import STALE_AFTER, Run, Store, published_dir
 
 
 class Kind(NamedTuple):
@@ -81,6 +81,18 @@ class Measurements:
         if row.error:
             return Measurement("failed", error=row.error)
         return Measurement("running" if row.owner else "queued")
+
+    def of_study(self, runs: Sequence[Run], name: str) -> list[tuple[Run, Arrays]]:
+        """What is measured of these runs; if nothing is, of other finished presets: a measurement says more than none."""
+        found = [(run, state.arrays) for run in runs if (state := self.find(run.key, name)).arrays is not None]
+        if found:
+            return [(run, arrays) for run, arrays in found if arrays is not None]
+        others = {run.key: run for run in self.store.runs(["done"]) if run.preset}
+        with self.store.begin(write=False) as db:
+            rows = db.execute(sa.select(measures.c.key, measures.c.value).where(measures.c.name == name, measures.c.value.is_not(None)))
+            values = {key: load_arrays(value) for key, value in rows if key in others}
+        order = {preset: place for place, preset in enumerate(PRESETS)}
+        return [(others[key], values[key]) for key in sorted(values, key=lambda key: order[others[key].preset or ""])]
 
     def claim(self, owner: str, now: float | None = None, key: str | None = None, name: str | None = None) -> tuple[str, str] | None:
         """Take the oldest that waits, or the one named, as (key, name); None if none does. An owner gone silent has lost its claim."""

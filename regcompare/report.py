@@ -5,17 +5,17 @@ No content network: plotly.js is inside (4.6 MB), so the file opens offline and 
 
 import html
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from string import Template
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from regcompare import __version__, figures, tables
+from regcompare import __version__, figures, insights, tables
 from regcompare.config import FACTORIAL, PRESET_TITLES, RunConfig, format_seeds, label, preset_of, setting_title
 from regcompare.ideas import CO_ADAPTATION, COVARIATE_SHIFT, Idea
-from regcompare.runfile import BN_ARRAYS, RunFile
+from regcompare.runfile import BN_ARRAYS, Arrays, RunFile
 from regcompare.stats import Comparison, compare_all, interaction
 from regcompare.store import Run
 
@@ -39,8 +39,12 @@ $body
 """)
 
 
-def report(runs: Sequence[Run], records: Sequence[RunFile], now: datetime | None = None) -> str:
-    """The page for finished runs, in the order given, with their records in the same order.
+Measures = Mapping[str, Sequence[tuple[Run, Arrays]]]
+PROBLEM1 = ("silencing", "activation_drift")  # the measurements beside its two ideas
+
+
+def report(runs: Sequence[Run], records: Sequence[RunFile], measures: Measures | None = None, now: datetime | None = None) -> str:
+    """The page for finished runs, in the order given, with their records in the same order; `measures`: those of PROBLEM1.
 
     Raises:
         ValueError: there is no finished run.
@@ -49,7 +53,7 @@ def report(runs: Sequence[Run], records: Sequence[RunFile], now: datetime | None
         raise ValueError(f"a report needs finished runs, each with its record, got {len(runs)} and {len(records)}")
     metrics = tables.arms(runs, METRIC)
     found = compare_all(metrics, METRIC)
-    parts = [_summary(runs), _problem1()]
+    parts = [_summary(runs), _problem1(measures or {})]
     parts += [_problem2(runs, records), _problem3(runs, records, found), _problem4(found), _problem5(runs, found), _method(runs, records)]
     made = f"Made by regcompare {__version__} on {(now or datetime.now(UTC)):%Y-%m-%d %H:%M} UTC. {setting_title(runs[0].config)}."
     title = "Batch normalization or dropout?"
@@ -99,10 +103,17 @@ def _summary(runs: Sequence[Run]) -> str:
     )
 
 
-def _problem1() -> str:
-    return _question("Problem 1", "Explain co-adaptation and internal covariate shift.") + "".join(
-        _idea(idea) for idea in (CO_ADAPTATION, COVARIATE_SHIFT)
-    )
+def _problem1(measures: Measures) -> str:
+    text = _question("Problem 1", "Explain co-adaptation and internal covariate shift.")
+    drawn = ((CO_ADAPTATION, insights.silencing, insights.silencing_sentence), (COVARIATE_SHIFT, insights.shift, insights.shift_sentence))
+    for name, (idea, figure, sentence) in zip(PROBLEM1, drawn, strict=True):
+        text += _idea(idea)
+        if found := measures.get(name):
+            items = [insights.Measured(run.config, arrays) for run, arrays in found]
+            words = sentence(items)
+            text += _figure(figure(items), words) + _paragraph(words)
+            text += f'<p class="note">Measured on {html.escape(setting_title(found[0][0].config))}.</p>'
+    return text
 
 
 def _problem2(runs: Sequence[Run], records: Sequence[RunFile]) -> str:

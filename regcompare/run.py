@@ -105,7 +105,7 @@ def main(
     if folder is not None:
         studies.export(results, folder, store)
     if page is not None:
-        studies.write_report(results, page)
+        studies.write_report(results, page, store)
     sys.stdout.write(studies.to_json(results) + "\n" if json_output else studies.to_table(results))
     failed = [result for result in results if result.run.status != "done"]
     for result in failed:

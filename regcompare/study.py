@@ -129,13 +129,18 @@ def export(results: Sequence[Result], folder: Path, store_url: str | None = None
             (folder / result.run.file_name).write_bytes(content)
 
 
-def write_report(results: Sequence[Result], path: Path) -> None:
+def write_report(results: Sequence[Result], path: Path, store_url: str | None = None) -> None:
     """Write the finished arms as one HTML page; with none finished there is nothing to write."""
-    from regcompare.report import report
+    from regcompare.measurements import Measurements
+    from regcompare.report import PROBLEM1, report
 
+    measurements = Measurements(Store(store_url))
+    measurements.import_published()
     done = [(result.run, result.record) for result in results if result.record is not None]
     if done:
-        path.write_text(report([run for run, _ in done], [record for _, record in done]), encoding="utf-8")
+        runs = [run for run, _ in done]
+        measures = {name: measurements.of_study(runs, name) for name in PROBLEM1}
+        path.write_text(report(runs, [record for _, record in done], measures), encoding="utf-8")
     elif not path.stat().st_size:
         path.unlink()
 

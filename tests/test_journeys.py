@@ -285,7 +285,7 @@ def test_why_explains_and_shows_what_is_published(server, page):
     expect(page.get_by_role("heading", name="Co-adaptation")).to_be_visible()
     expect(page.get_by_text(re.compile("With 50 % of the dense units silenced .* baseline .*n = 8"))).to_be_visible()
     open_page(page, f"{server.url}/why")
-    expect(page.get_by_text(re.compile("Way that the median goes over training"))).to_be_visible()
+    expect(page.get_by_text(re.compile("Way that the median goes over training")).first).to_be_visible()
 
 
 def test_compare_by_link_answers_and_hands_out_the_report(server, page, tmp_path):

@@ -260,7 +260,7 @@ def test_every_topic_of_why_opens(store, published, topic):
     """Explained with its source; what is not measured can be asked for."""
     fill(store, published, 5)
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).switch_page("app_pages/why.py")
-    app.session_state["idea"] = topic
+    app.query_params["idea"] = topic
     app.run()
     assert not app.exception
     assert app.get("plotly_chart")
