@@ -6,6 +6,7 @@ from app_pages import recipe, shared
 from regcompare import figures
 from regcompare.config import PRESET_TITLES, BadInput, RunConfig, setting_title, short_title
 from regcompare.cost import duration, expected_seconds
+from regcompare.ideas import cautions
 from regcompare.runfile import BN_ARRAYS, RunFile
 from regcompare.stats import difference, estimate, nats, percent
 from regcompare.store import OPEN, Run
@@ -49,6 +50,8 @@ def choose(selected: Run | None) -> None:
         n = f"{len(config.seeds)} net{'s' * (len(config.seeds) > 1)}"
         seconds = duration(expected_seconds(config, shared.all_runs(), cores()))
         st.caption("Cached: trained already." if cached else f"{seconds}, {n}")
+    for caution in cautions(config):
+        st.caption(f":orange[:material/warning:] {caution}")
 
 
 def start(config: RunConfig, force: bool = False) -> None:

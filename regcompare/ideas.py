@@ -1,6 +1,8 @@
-"""The ideas behind the assignment in a few sentences each: what the Why page and the report say, once. Text only."""
+"""The ideas behind the assignment in a few sentences each, and what to beware of in a recipe. Text only."""
 
 from typing import NamedTuple
+
+from regcompare.config import RunConfig
 
 SRIVASTAVA = (
     "N. Srivastava, G. Hinton, A. Krizhevsky, I. Sutskever, R. Salakhutdinov: Dropout: A Simple Way to Prevent Neural Networks from "
@@ -44,3 +46,33 @@ VARIANCE_SHIFT = Idea(
     "al. call it. It grows with the rate and with each dropout below.",
     (LI,),
 )
+
+FEW_SEEDS = 3  # Student's t is 4.30 there; below, an interval is wider than any effect of interest
+SMALL_BATCH = 8  # below, a batch's mean and variance are mostly noise
+LARGE_LR = {"adam": 0.02, "sgd": 0.3}  # above, nets without batch norm often stop learning or leave the finite numbers
+
+
+def cautions(config: RunConfig) -> list[str]:
+    """What a recipe does that people regret, and why; a sentence each, none for most recipes."""
+    found = []
+    if len(config.seeds) < FEW_SEEDS:
+        n = len(config.seeds)
+        why = "luck and effect cannot be told apart" if n == 1 else "an interval from two values is 12.7 standard errors wide on each side"
+        found.append(f"{n} seed{'s' * (n > 1)}: {why}. Train {FEW_SEEDS} or more, better 8.")
+    if config.normalized_places and config.batch_size < SMALL_BATCH:
+        found.append(
+            f"Batch norm on batches of {config.batch_size}: their mean and variance are mostly noise, and training differs from testing. "
+            "Take 32 images or more."
+        )
+    if config.lr > LARGE_LR[config.optimizer] and not config.batch_norm:
+        found.append(
+            f"Learning rate {config.lr:g} with {config.optimizer} and no batch norm: steps this large often overshoot. "
+            f"Try {config.lr / 10:g}."
+        )
+    if config.dropout_order == "before":
+        found.append(
+            "Dropout right before batch norm: the stored variance is that of training, too large for testing (see Why, variance shift)."
+        )
+    if max(config.dropout.rates().values(), default=0) > 0.6:
+        found.append("More than 60 % silenced at a place: a net as small as LeNet-5 may not have enough left to learn from.")
+    return found

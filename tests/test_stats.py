@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 from regcompare.stats import (
     FACTORIAL,
     Arm,
+    Comparison,
     Estimate,
     adjust,
     band,
@@ -28,6 +29,7 @@ from regcompare.stats import (
     percent,
     seeds_needed,
     t_quantile,
+    verdict,
     winners,
 )
 
@@ -378,3 +380,29 @@ def test_optimism_looks_at_epoch_ends_only():
     epoch = np.array([0.5, 1, 1.5, 2, 3])
     accuracy = np.array([[0.99, 0.1], [0.7, 0.5], [np.nan, np.nan], [0.9, 0.6], [0.8, 0.6]])
     np.testing.assert_allclose(optimism(accuracy, epoch), [0.1, 0.0], atol=1e-12)
+
+
+def test_verdicts_are_wrong_as_often_as_they_admit():
+    """10,000 pairs of arms that do not differ, eight seeds each: "better" or "worse" is said of 5 % (within three standard errors)."""
+    draws = np.random.default_rng(11).normal(0.98, 0.002, (10_000, 2, 8))
+    said = 0
+    for a, b in draws:
+        gain = difference(a, b)
+        p = float(2 * scipy_stats.t.sf(abs(gain.mean) / (gain.half / t_quantile(8)), 7))
+        one = Comparison("a", "b", "test_accuracy", True, gain, p, None, p, None, None, None, "")
+        said += " is better than " in verdict(one, 1) or " is worse than " in verdict(one, 1)
+    assert said / len(draws) == pytest.approx(0.05, abs=3 * (0.05 * 0.95 / len(draws)) ** 0.5)
+
+
+def test_a_family_of_verdicts_is_wrong_in_one_study_of_twenty_at_most():
+    """300 studies of five arms that do not differ: Holm keeps studies with any claim at 5 % or less (within three standard errors)."""
+    draws = np.random.default_rng(12).normal(0.98, 0.002, (300, 5, 8))
+    wrong = 0
+    for study in draws:
+        family = []
+        for i, j in itertools.combinations(range(5), 2):
+            gain = difference(study[j], study[i])
+            p = float(2 * scipy_stats.t.sf(abs(gain.mean) / (gain.half / t_quantile(8)), 7))
+            family.append(Comparison(str(j), str(i), "test_accuracy", True, gain, p, None, None, None, None, None, ""))
+        wrong += any(" is better than " in one.verdict or " is worse than " in one.verdict for one in adjust(family))
+    assert wrong / len(draws) <= 0.05 + 3 * (0.05 * 0.95 / len(draws)) ** 0.5
