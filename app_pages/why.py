@@ -79,7 +79,7 @@ def both_together(runs: list[Run]) -> None:
         insights.cost(one.name, insights.Measured(one.config, {"right": one.arrays["before"], "wrong": one.arrays["after"]}))
         for one in found
     ]
-    shared.chart(insights.costs(compared), insights.reestimate_sentence(compared), key="why_reestimate")
+    shared.chart(insights.costs(compared, ("before", "after")), insights.reestimate_sentence(compared), key="why_reestimate")
     if compared:
         st.markdown(insights.reestimate_sentence(compared))
 

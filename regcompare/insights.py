@@ -1,7 +1,7 @@
 """Measurements inside nets to Plotly figures: pure functions, each with a twin in words. Knows neither Streamlit, SQL nor torch."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -110,11 +110,12 @@ def dots(items: Sequence[Measured], title: str, places: Sequence[str] = HIDDEN_P
     for index, item in enumerate(items):
         style = style_of(item.config)
         at = np.arange(len(places)) + (index - (len(items) - 1) / 2) * 0.8 / len(items)
-        found = {place: item.arrays[place] for place in places if place in item.arrays}
+        found = {place: values for place in places if place in item.arrays and (values := finite(item.arrays[place])).size}
         x = [at[list(places).index(place)] for place in found]
         spread = {"color": rgba(style.color, 0.4), "size": 6, "symbol": style.symbol}
         cloud = {"mode": "markers", "marker": spread, "showlegend": False, "legendgroup": item.name, "hoverinfo": "y"}
-        figure.add_scatter(x=np.repeat(x, item.n) - 0.03, y=np.concatenate(list(found.values())) if found else [], **cloud)
+        each = np.repeat(x, [values.size for values in found.values()])
+        figure.add_scatter(x=each - 0.03, y=np.concatenate(list(found.values())) if found else [], **cloud)
         means = [estimate(values) for values in found.values()]
         bars = {"type": "data", "array": [one.half or 0 for one in means], "thickness": 2.5, "width": 5, "color": style.color}
         marker = {"color": style.color, "size": 10, "symbol": style.symbol}
@@ -126,10 +127,16 @@ def dots(items: Sequence[Measured], title: str, places: Sequence[str] = HIDDEN_P
     return figure
 
 
+def finite(values: np.ndarray) -> np.ndarray:
+    """Without the seeds that have no value: a net with too few living units has no correlation."""
+    return values[np.isfinite(values)]
+
+
 def dots_sentence(items: Sequence[Measured], what: str, digits: int = 3) -> str:
     parts = []
     for item in items:
-        found = [f"{PLACE_TITLES[p]} {number(estimate(item.arrays[p]), digits)}" for p in HIDDEN_PLACES if p in item.arrays]
+        values = {place: finite(item.arrays[place]) for place in HIDDEN_PLACES if place in item.arrays}
+        found = [f"{PLACE_TITLES[place]} {number(estimate(value), digits)}" for place, value in values.items() if value.size]
         parts.append(f"{item.name}: " + (", ".join(found) or "nothing to measure"))
     return f"{what}: " + "; ".join(parts) + "."
 
@@ -146,7 +153,7 @@ def sparsity(items: Sequence[Measured], place: str = "fc1") -> go.Figure:
         figure.add_scatter(x=(edges[:-1] + edges[1:]) / 2, y=share, mode="lines", line=line, name=f"{item.name} (n = {item.n})")
     base(figure, 320)
     figure.update_xaxes(title=f"activation in {PLACE_TITLES[place]}")
-    figure.update_yaxes(title="share of activations, %", type="log")
+    figure.update_yaxes(title="share of activations, %", type="log", exponentformat="power")
     return figure
 
 
@@ -162,20 +169,21 @@ def filters(items: Sequence[Measured]) -> go.Figure:
     """The first layer's six kernels of the first seed, a row an arm; blue below zero, orange above, one scale a row."""
     if not items:
         return empty("Nothing is measured yet.")
-    titles = [f"{item.name}, seed {item.config.seeds[0]}" if k == 0 else "" for item in items for k in range(6)]
-    figure = make_subplots(rows=len(items), cols=6, subplot_titles=titles, horizontal_spacing=0.01, vertical_spacing=0.12 / len(items))
+    names = [f"{item.name}<br>seed {item.config.seeds[0]}" for item in items]
+    figure = make_subplots(rows=len(items), cols=6, row_titles=names, horizontal_spacing=0.01, vertical_spacing=0.02)
     for row, item in enumerate(items, 1):
         kernels = item.arrays["kernels"][0]  # [6, 5, 5]
         top = float(np.abs(kernels).max()) or 1.0
         for column in range(6):
-            colors = [[0, "#2a86c8"], [0.5, "#f2f2f2"], [1, "#d9660a"]]
-            heat = go.Heatmap(
-                z=kernels[column], colorscale=colors, zmin=-top, zmax=top, showscale=False, hovertemplate="%{z:.3f}<extra></extra>"
-            )
-            figure.add_trace(heat, row=row, col=column + 1)
-    base(figure, 40 + 130 * len(items), legend=False)
+            look = {"colorscale": [[0, "#2a86c8"], [0.5, "#f2f2f2"], [1, "#d9660a"]], "zmin": -top, "zmax": top, "showscale": False}
+            figure.add_trace(go.Heatmap(z=kernels[column], hovertemplate="%{z:.3f}<extra></extra>", **look), row=row, col=column + 1)
+            number = (row - 1) * 6 + column + 1
+            square: dict[str, Any] = {"scaleanchor": f"x{number if number > 1 else ''}", "constrain": "domain", "autorange": "reversed"}
+            figure.update_yaxes(visible=False, **square, row=row, col=column + 1)
+    base(figure, 20 + 120 * len(items), legend=False)
+    figure.update_layout(margin={"r": 70})
     figure.update_xaxes(visible=False, constrain="domain")
-    figure.update_yaxes(visible=False, scaleanchor="x", autorange="reversed")
+    figure.update_annotations(font_size=12)
     return figure
 
 
@@ -197,8 +205,8 @@ def cost(name: str, item: Measured, wrong: str = "wrong") -> Cost:
     return Cost(name, item.config, estimate(right), estimate(bad), difference(bad, right))
 
 
-def costs(found: Sequence[Cost]) -> go.Figure:
-    """Right and wrong of each arm: two marks with intervals, joined."""
+def costs(found: Sequence[Cost], words: tuple[str, str] = ("right", "with the mistake")) -> go.Figure:
+    """Right and wrong of each arm: two marks with intervals, joined; `words` says what the filled mark and the cross are."""
     if not found:
         return empty("Nothing is measured yet.", 160)
     figure = go.Figure()
@@ -219,7 +227,7 @@ def costs(found: Sequence[Cost]) -> go.Figure:
     base(figure, 80 + 44 * len(found), legend=False)
     figure.update_layout(margin={"t": 8})
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[-0.6, len(names) - 0.4], showgrid=False, zeroline=False)
-    figure.update_xaxes(title="Test accuracy, % (filled: right; cross: with the mistake)", title_standoff=6, zeroline=False)
+    figure.update_xaxes(title=f"Test accuracy, %<br>filled: {words[0]}; cross: {words[1]}", title_standoff=6, zeroline=False)
     return figure
 
 

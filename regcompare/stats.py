@@ -4,6 +4,7 @@ scipy.stats and statsmodels are imported where they are used: they would cost ev
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -181,7 +182,9 @@ def seeds_needed(spread: float, effect: float, paired: bool) -> int:
     """Seeds (an arm, if unpaired) for 80 % power to detect `effect` at the 5 % level, two-sided t-test, given the spread."""
     from statsmodels.stats.power import TTestIndPower, TTestPower
 
-    needed = (TTestPower() if paired else TTestIndPower()).solve_power(effect / spread, alpha=ALPHA, power=POWER)
+    with warnings.catch_warnings():  # for a tiny spread it warns that two seeds are already too many
+        warnings.simplefilter("ignore")
+        needed = (TTestPower() if paired else TTestIndPower()).solve_power(effect / spread, alpha=ALPHA, power=POWER)
     found = float(np.asarray(needed).ravel()[0])
     return max(2, math.ceil(found)) if np.isfinite(found) else 2
 
