@@ -179,8 +179,8 @@ def _wait_for(runs: Sequence[Run], name: str) -> None:
     )
 
 
-def choose_arms(page: str, usual: Sequence[str]) -> list[Run]:
-    """Arms picked by the reader or by the link (`?arms=..`), the presets of `usual` in the largest setting unless told otherwise."""
+def choose_arms(page: str, usual: Sequence[str], also: Sequence[str] = ()) -> list[Run]:
+    """Arms picked by the reader or by the link (`?arms=..`); else the presets of `usual` in the largest setting, and the keys of `also`."""
     runs = {run.key: run for run in done_runs()}
     if not runs:
         st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
@@ -188,6 +188,7 @@ def choose_arms(page: str, usual: Sequence[str]) -> list[Run]:
     names = {key: short_title(run.config) for key, run in runs.items()}
     groups = settings([run for run in runs.values() if run.preset]) or [list(runs.values())]
     first = [run.key for run in groups[0] if run.preset in usual] or [groups[0][0].key]
+    first += [one for one in also if one in runs]
     key = f"{page}_arms"
     st.session_state.setdefault(key, linked("arms", runs) or first)
     st.session_state[key] = [one for one in st.session_state[key] if one in runs]

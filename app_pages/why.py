@@ -4,7 +4,7 @@ import streamlit as st
 
 from app_pages import shared
 from regcompare import figures, insights
-from regcompare.config import FACTORIAL, preset
+from regcompare.config import DROPOUT_FIRST, FACTORIAL, preset
 from regcompare.ideas import CO_ADAPTATION, COVARIATE_SHIFT, VARIANCE_SHIFT, Idea
 from regcompare.store import Run
 from regcompare.sweeps import published, sweeps
@@ -109,6 +109,6 @@ shared.link(idea=None if topic == "shift" else topic)
 if topic == "buys":
     what_each_buys()
 else:
-    arms = shared.choose_arms("why", list(FACTORIAL))
+    arms = shared.choose_arms(f"why_{topic}", list(FACTORIAL), [DROPOUT_FIRST.key()] if topic == "both" else [])
     {"shift": covariate_shift, "adaptation": co_adaptation, "both": both_together}[topic](arms)
     st.caption(f"Every mean is over seeds with its 95 % interval. Places: {', '.join(figures.PLACE_TITLES.values())}.")

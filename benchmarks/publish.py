@@ -13,7 +13,7 @@ import uuid
 
 from joblib import Parallel, delayed
 
-from regcompare.config import DEFAULT_SEEDS, NOTEBOOK_NET, PRESETS, RunConfig, make_config, preset
+from regcompare.config import DEFAULT_SEEDS, DROPOUT_FIRST, NOTEBOOK_NET, PRESETS, RunConfig, make_config, preset
 from regcompare.measurements import MEASURES, Measurements
 from regcompare.runfile import RunFile
 from regcompare.store import Store, published_dir
@@ -27,6 +27,7 @@ SETTINGS = {
     "mnist as in the notebook that this began with": {"dataset": "mnist", "epochs": 2, "lr": 0.01},
 }
 WITH_WEIGHTS = "mnist, its defaults"
+EXTRAS = (NOTEBOOK_NET, DROPOUT_FIRST)
 LIMIT = 20_000_000  # bytes, all files together
 
 
@@ -45,23 +46,24 @@ def publish_runs(url: str, data_dir: str | None) -> None:
             kept = {name: values for name, values in record.arrays.items() if title == WITH_WEIGHTS or not name.startswith("weights/")}
             (folder / result.run.file_name).write_bytes(RunFile(kept, record.facts).to_bytes())
         print(f"{title}: done", flush=True)
-    run = run_study([NOTEBOOK_NET], url, jobs=cores(), data_dir=data_dir)[0].run
-    content = Store(url).export_file(run.key)
-    if content is None:
-        raise SystemExit(f"{run.label}: {run.status}. {run.error or ''}")
-    (folder / run.file_name).write_bytes(content)
+    for config in EXTRAS:
+        run = run_study([config], url, jobs=cores(), data_dir=data_dir)[0].run
+        record = Store(url).record(run.key, weights=config == NOTEBOOK_NET)
+        if record is None:
+            raise SystemExit(f"{run.label}: {run.status}. {run.error or ''}")
+        (folder / run.file_name).write_bytes(record.to_bytes())
 
 
 def publish_measures(url: str, data_dir: str | None, names: list[str]) -> None:
     keys = [config.key() for config in arms(SETTINGS[WITH_WEIGHTS])]
     found = Measurements(Store(url))
     wanted = [(key, name) for name in names for key in keys]
-    wanted += [(NOTEBOOK_NET.key(), "other_normalization")]
+    wanted += [(NOTEBOOK_NET.key(), "other_normalization"), (DROPOUT_FIRST.key(), "variance_shift"), (DROPOUT_FIRST.key(), "reestimate")]
     wanted = [(key, name) for key, name in wanted if found.find(key, name).status != "done"]
     Parallel(n_jobs=cores())(delayed(take_one)(url, key, name, data_dir) for key, name in wanted)
     folder = published_dir() / "measures"
     folder.mkdir(exist_ok=True)
-    for key in [*keys, NOTEBOOK_NET.key()]:
+    for key in [*keys, *(config.key() for config in EXTRAS)]:
         for name in names:
             found.export(key, name, folder)
 

@@ -266,6 +266,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 FACTORIAL = ("baseline", "standard-bn", "dropout", "bn-dropout")  # without and with each: the 2x2 of the interaction
 # The second net of the notebook that this began with: batch norm on the input and both convolutions.
 NOTEBOOK_NET = RunConfig(dataset="mnist", input_norm="batch", batch_norm=("conv1", "conv2"), epochs=2, lr=0.01)
+# bn-dropout in the other order, for the variance shift of Li et al. 2019.
+DROPOUT_FIRST = RunConfig(dataset="mnist", batch_norm=HIDDEN_PLACES, dropout=Dropout.of(0.2, 0.5, 0.5), dropout_order="before")  # type: ignore[arg-type]
 ARM_FIELDS = ("input_norm", "batch_norm", "dropout", "dropout_order")
 PRESET_TITLES = {
     "baseline": "neither (the control)",

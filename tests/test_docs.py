@@ -64,7 +64,7 @@ def test_published_run_files_stay_small_and_whole():
     from regcompare.runfile import RunFile
 
     files = sorted((ROOT / "cache" / "published").glob("*.safetensors"))
-    assert len(files) == 16
+    assert len(files) == 17
     assert sum(path.stat().st_size for path in files) < 20_000_000
     for path in files:
         run_file = RunFile.from_bytes(path.read_bytes())
