@@ -4,10 +4,11 @@ import streamlit as st
 
 from app_pages import recipe, shared
 from regcompare import figures
-from regcompare.config import PRESET_TITLES, BadInput, RunConfig, setting_title, short_title
+from regcompare.config import PRESET_TITLES, BadInput, RunConfig, label, setting_title, short_title
 from regcompare.cost import duration, expected_seconds
 from regcompare.ideas import cautions
 from regcompare.runfile import BN_ARRAYS, RunFile
+from regcompare.script import script
 from regcompare.stats import difference, estimate, nats, percent
 from regcompare.store import OPEN, Run
 from regcompare.worker import cores, ensure_worker
@@ -44,12 +45,16 @@ def choose(selected: Run | None) -> None:
         st.rerun()
     cached = run is not None and run.status == "done"
     with st.container(horizontal=True, vertical_alignment="center"):
-        label = "Show result" if cached else "Train"
-        if st.button(label, type="primary", key="lab_train", icon=":material/play_arrow:"):
+        word = "Show result" if cached else "Train"
+        if st.button(word, type="primary", key="lab_train", icon=":material/play_arrow:"):
             start(config)
         n = f"{len(config.seeds)} net{'s' * (len(config.seeds) > 1)}"
         seconds = duration(expected_seconds(config, shared.all_runs(), cores()))
         st.caption("Cached: trained already." if cached else f"{seconds}, {n}")
+    with st.expander("Show as PyTorch", icon=":material/code:"):
+        code = script(config)
+        st.download_button("Download", code, f"{label(config).replace(', ', '-').replace(' ', '-')}.py", "text/x-python", on_click="ignore")
+        st.code(code, language="python", height=360)
     for caution in cautions(config):
         st.caption(f":orange[:material/warning:] {caution}")
 
