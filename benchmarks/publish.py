@@ -18,7 +18,7 @@ from regcompare.measurements import MEASURES, Measurements
 from regcompare.runfile import RunFile
 from regcompare.store import Store, published_dir
 from regcompare.study import run_study
-from regcompare.sweeps import published_path, sweeps
+from regcompare.sweeps import SWEEPS, published_path
 from regcompare.worker import cores, measure
 
 SETTINGS = {
@@ -80,7 +80,7 @@ def take_one(url: str, key: str, name: str, data_dir: str | None) -> None:
 
 def publish_sweeps(url: str) -> None:
     rows = []
-    for name, sweep in sweeps().items():
+    for name, sweep in SWEEPS.items():
         for result in run_study([point.config for point in sweep.points], url, jobs=cores(), quiet=True):
             if result.run.summary is None:
                 raise SystemExit(f"{result.run.label}: {result.run.status}. {result.run.error or ''}")

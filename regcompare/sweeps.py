@@ -1,12 +1,12 @@
 """Small studies that change one thing in several steps: what each regularizer buys, and where. Recipes only."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from regcompare.config import FACTORIAL, HIDDEN_PLACES, RunConfig, make_config, preset
+from regcompare.config import DEFAULT_SEEDS, FACTORIAL, HIDDEN_PLACES, RunConfig, make_config, preset
 from regcompare.store import published_dir
 
 STEPS_AIM = 1_000  # training steps at each number of images, so that few images do not mean little training
@@ -21,13 +21,29 @@ class Point(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What is changed, how the axis is called and scaled, and the question it answers."""
+    """What is changed, how the axis is called and scaled, the question it answers, and its recipes.
+
+    `make(arm, x, seeds)` is the recipe of an arm at a place of the axis, `place(config)` where a recipe would stand.
+    """
 
     title: str
     axis: str
     log: bool
     question: str
-    points: tuple[Point, ...]
+    arms: tuple[str, ...]
+    steps: tuple[float, ...]
+    make: Callable[[str, float, tuple[int, ...]], RunConfig]
+    place: Callable[[RunConfig], float]
+
+    @property
+    def points(self) -> list[Point]:
+        """The recipes that are published, eight seeds each."""
+        return [Point(arm, x, self.make(arm, x, DEFAULT_SEEDS)) for arm in self.arms for x in self.steps]
+
+    def find(self, config: RunConfig) -> Point | None:
+        """Where any recipe stands in this sweep, whatever its seeds; None if it differs in more than what is changed."""
+        x = self.place(config)
+        return next((Point(arm, x, config) for arm in self.arms if self.make(arm, x, config.seeds) == config), None)
 
 
 def published_path() -> Path:
@@ -42,51 +58,49 @@ def published() -> dict[str, list[float]]:
     return {row["key"]: row["test_accuracy"] for row in json.loads(path.read_text())} if path.exists() else {}
 
 
-def _learning_rates() -> Iterator[Point]:
-    for name in FACTORIAL:
-        for lr in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1):
-            yield Point(name, lr, preset(name, lr=lr, epochs=5))
+def _by_lr(arm: str, lr: float, seeds: tuple[int, ...]) -> RunConfig:
+    return preset(arm, lr=lr, epochs=5, seeds=seeds)
 
 
-def _dropout_rates() -> Iterator[Point]:
-    for name, base in (("dropout", "baseline"), ("bn-dropout", "standard-bn")):
-        for rate in (0.0, 0.1, 0.2, 0.3, 0.5, 0.7):
-            yield Point(name, rate, preset(base, epochs=15, dropout=dict.fromkeys(HIDDEN_PLACES, rate)))
+def _by_rate(arm: str, rate: float, seeds: tuple[int, ...]) -> RunConfig:
+    base = "baseline" if arm == "dropout" else "standard-bn"
+    return preset(base, epochs=15, dropout=dict.fromkeys(HIDDEN_PLACES, rate), seeds=seeds)
 
 
-def _train_sizes() -> Iterator[Point]:
-    for name in FACTORIAL:
-        for size in (100, 250, 500, 1000, 2000, 4000):
-            config = preset(name, train_size=size)
-            yield Point(name, size, _with(config, epochs=min(200, round(STEPS_AIM / config.steps_per_epoch))))
+def _by_size(arm: str, size: float, seeds: tuple[int, ...]) -> RunConfig:
+    config = preset(arm, train_size=int(size), seeds=seeds)
+    return make_config(config.model_dump() | {"epochs": max(1, min(200, round(STEPS_AIM / config.steps_per_epoch)))})
 
 
-def _with(config: RunConfig, **changes: Any) -> RunConfig:
-    return make_config(config.model_dump() | changes)
-
-
-def sweeps() -> dict[str, Sweep]:
-    """All sweeps by name, on `mnist-5k`, eight seeds a point."""
-    return {
-        "lr": Sweep(
-            "Learning rate",
-            "Learning rate",
-            True,
-            "Does batch norm allow larger steps? Five epochs each.",
-            tuple(_learning_rates()),
-        ),
-        "rate": Sweep(
-            "Dropout rate",
-            "Dropout rate of the hidden layers",
-            False,
-            "How much dropout is too much for so small a net? Fifteen epochs each; the pixels are kept.",
-            tuple(_dropout_rates()),
-        ),
-        "size": Sweep(
-            "Number of training images",
-            "Training images",
-            True,
-            f"Who needs a regularizer when images are few? About {STEPS_AIM:,} steps each (at most 200 epochs).",
-            tuple(_train_sizes()),
-        ),
-    }
+SWEEPS = {
+    "lr": Sweep(
+        "Learning rate",
+        "Learning rate",
+        True,
+        "Does batch norm allow larger steps? Five epochs each.",
+        FACTORIAL,
+        (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+        _by_lr,
+        lambda config: config.lr,
+    ),
+    "rate": Sweep(
+        "Dropout rate",
+        "Dropout rate of the hidden layers",
+        False,
+        "How much dropout is too much for so small a net? Fifteen epochs each; the pixels are kept.",
+        ("dropout", "bn-dropout"),
+        (0.0, 0.1, 0.2, 0.3, 0.5, 0.7),
+        _by_rate,
+        lambda config: config.dropout.conv1,
+    ),
+    "size": Sweep(
+        "Number of training images",
+        "Training images",
+        True,
+        f"Who needs a regularizer when images are few? About {STEPS_AIM:,} steps each (at most 200 epochs).",
+        FACTORIAL,
+        (100, 250, 500, 1000, 2000, 4000),
+        _by_size,
+        lambda config: config.n_train,
+    ),
+}
