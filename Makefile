@@ -11,7 +11,7 @@ app: setup ## serve the dashboard on http://localhost:8501
 setup: .venv/.users
 
 test: .venv/.developers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.developers
 	$(BIN)/ruff check .

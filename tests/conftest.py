@@ -10,6 +10,9 @@ from serving import CHROMIUM_ARGUMENTS, ROOT, Server
 # Skips that are right where the thing is not there; any other skip fails a run under REGCOMPARE_NO_SKIPS (.ci/run).
 RIGHT_SKIPS = ("needs real MNIST", "needs a CUDA device")
 
+# Two test processes on two cores: more threads in each only wait for each other. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("calm", deadline=None, database=None)  # a busy machine must not fail a law
 settings.load_profile("calm")
 

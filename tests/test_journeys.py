@@ -46,6 +46,7 @@ def set_recipe(page, epochs, preset=None, seeds="0-3", images="500"):
         field = page.get_by_role(role, name=name)
         field.fill(str(value))
         field.press("Enter")
+        page.wait_for_timeout(150)  # the rerun begins
         settled(page)
 
 
@@ -53,7 +54,7 @@ def train(page):
     """Press Train; returns the new run's key once its chart is there."""
     shown = page.locator(".rc-live").get_attribute("data-stream")
     page.get_by_role("button", name="Train", exact=True).click()
-    stream = wait_until(lambda: (now := page.locator(".rc-live").get_attribute("data-stream")) != shown and now)
+    stream = wait_until(lambda: (now := page.locator(".rc-live").get_attribute("data-stream")) != shown and now, 40)
     return stream.split("/")[2]
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from statistics import median
 from typing import NamedTuple
@@ -29,6 +30,12 @@ from regcompare.store import Store
 from regcompare.worker import ROLE, SERVER_ROLE
 
 numbers = itertools.count()
+
+
+def on_a_loop_of_its_own(coroutine):
+    """Run it in a thread: the browser tests of the same process leave a loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def recipe():
@@ -381,7 +388,7 @@ def test_a_slow_viewer_holds_up_nobody(store, monkeypatch):
         await quick.aclose()
         await feed.task
 
-    asyncio.run(watch())
+    on_a_loop_of_its_own(watch())
 
 
 # How a stream ends
@@ -477,7 +484,7 @@ def test_a_run_asked_for_again_is_a_new_stream(store):
         await fresh.aclose()
         return chunk
 
-    chunk = asyncio.run(watch())
+    chunk = on_a_loop_of_its_own(watch())
     assert b'"status": "queued"' in chunk
     assert b"event: end" not in chunk
 
