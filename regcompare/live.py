@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -43,9 +44,17 @@ PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 PLOTLY_ROUTE = f"/api/plotly-{plotly.__version__}.js"
 
 
-@lru_cache(maxsize=4)
+_building = threading.Lock()
+
+
 def shared_store(url: str) -> Store:
     """One store for all viewers and pages of a server, with the published runs in it."""
+    with _building:  # a cache alone lets two threads build the same one
+        return _build_store(url)
+
+
+@lru_cache(maxsize=4)
+def _build_store(url: str) -> Store:
     store = Store(url)
     store.import_published()
     Measurements(store).import_published()

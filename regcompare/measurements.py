@@ -137,18 +137,23 @@ class Measurements:
 
     def import_published(self, folder: Path | None = None) -> int:
         """Add the measurements that ship with the project to the runs that are here; returns how many were new."""
+        with self.store.begin(write=False) as db:
+            known = {tuple(row) for row in db.execute(sa.select(measures.c.key, measures.c.name))}
+        runs = {run.key for run in self.store.runs(["done"])}
         count = 0
         for path in sorted((folder or published_dir() / "measures").glob("*.safetensors")):
             key, name, _ = path.name.split(".")
-            run = self.store.run(key)
-            if name in MEASURES and run and run.status == "done" and self.find(key, name).status == "absent":
-                try:
-                    content = save_arrays(load_arrays(path.read_bytes()))
-                except (SafetensorError, OSError):
-                    continue  # a damaged file costs its measurement, not the page
-                with self.store.begin() as db:
+            if name not in MEASURES or key not in runs or (key, name) in known:
+                continue
+            try:
+                content = save_arrays(load_arrays(path.read_bytes()))
+            except (SafetensorError, OSError):
+                continue  # a damaged file costs its measurement, not the page
+            with self.store.begin() as db:  # looked at again under the write lock: another process may import the same now
+                mine = sa.and_(measures.c.key == key, measures.c.name == name)
+                if db.execute(sa.select(measures.c.key).where(mine)).first() is None:
                     db.execute(sa.insert(measures).values(key=key, name=name, asked=time.time(), value=content))
-                count += 1
+                    count += 1
         return count
 
 

@@ -7,6 +7,7 @@ since 1970 (UTC), passed in as `now` where a test needs its own.
 import json
 import os
 import re
+import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from regcompare.schema import runs as _runs
 Status = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 OPEN: tuple[Status, ...] = ("queued", "running", "interrupted")
 STALE_AFTER = 5.0  # seconds without a heartbeat after which an owner counts as dead
+PATIENCE = 30.0  # seconds that a connection waits for another's lock on an SQLite file
 START_PATIENCE = 20.0  # seconds that a worker just started has until its first heartbeat
 
 
@@ -445,8 +447,19 @@ def _without_password(url: str) -> str:
 def _sqlite_settings(connection: Any, _record: Any) -> None:
     # The driver must not begin transactions by itself: `_sqlite_begin` does, and takes the write lock at once.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout={int(PATIENCE * 1000)}")
+    # The switch to WAL does not wait for another opener's lock, whatever busy_timeout says. A file switched once stays so.
+    end = time.monotonic() + PATIENCE
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
+                break  # a file system without shared memory: SQLite keeps its older journal, slower and as safe
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA foreign_keys=ON")
 
 
 def _sqlite_begin(connection: sa.Connection) -> None:

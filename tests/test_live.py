@@ -314,6 +314,21 @@ def test_points_that_come_again_after_a_resume(server, store, viewers):
     wait_until(lambda: last.steps() == [1, 2, 3])
 
 
+# One store
+
+
+def test_threads_of_a_server_share_one_store(tmp_path):
+    """Its pages, its presence and its streams may all ask first."""
+    gate = threading.Barrier(4)
+
+    def ask(_):
+        gate.wait()
+        return shared_store(f"sqlite:///{tmp_path / 's.db'}")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(store) for store in pool.map(ask, range(4))}) == 1
+
+
 # One reader
 
 

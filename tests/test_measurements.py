@@ -1,6 +1,8 @@
 """Measurements in the store: asked once, taken by the real worker's functions, kept, shipped; and what cannot be measured says why."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -145,6 +147,22 @@ def test_files_of_measurements_go_round(fresh, tmp_path):
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert found.import_published(folder) == 0
+
+
+def test_imported_by_several_at_once(tmp_path):
+    """Every thread and process of a server may be the first to open a fresh store."""
+    folder = ROOT / "cache" / "published"
+    stores = [Store(f"sqlite:///{tmp_path / 's.db'}") for _ in range(4)]
+    stores[0].import_published(folder)
+    gate = threading.Barrier(len(stores))
+
+    def load(store):
+        gate.wait()
+        return Measurements(store).import_published(folder / "measures")
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        counts = list(pool.map(load, stores))
+    assert sum(counts) == len(list((folder / "measures").glob("*.safetensors")))
 
 
 def test_the_published_ones_belong_to_published_runs(tmp_path):

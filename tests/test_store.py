@@ -276,6 +276,35 @@ def test_one_process_wins_a_claim(store):
     store.add_point(KEY, 0, 1, POINT, f"owner {answers.index(KEY)}")
 
 
+OPENER = """
+import sys
+from regcompare.store import Store
+print("ready", flush=True)
+for url in sys.stdin:
+    try:
+        Store(url.strip()).close()
+        print("", flush=True)
+    except Exception as error:
+        print(repr(error), flush=True)
+"""
+
+
+def test_processes_open_a_new_store_at_once(tmp_path):
+    """The server, its workers and a shell may all be the first; SQLite's switch to WAL does not wait by itself."""
+    openers = [subprocess.Popen([sys.executable, "-c", OPENER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    try:
+        assert [opener.stdout.readline() for opener in openers] == ["ready\n"] * 4
+        for turn in range(60):
+            for opener in openers:
+                opener.stdin.write(f"sqlite:///{tmp_path / f'{turn}.db'}\n")
+                opener.stdin.flush()
+            assert [opener.stdout.readline() for opener in openers] == ["\n"] * 4
+    finally:
+        for opener in openers:
+            opener.kill()
+            opener.communicate()
+
+
 # Owners: alive, silent, gone
 
 
