@@ -19,6 +19,7 @@ lint: .venv/.developers
 	$(BIN)/pyright
 
 bench: .venv/.developers
+	PYTHONPATH=. $(BIN)/python benchmarks/training.py
 	PYTHONPATH=.:tests $(BIN)/python benchmarks/page.py
 
 .venv/.users: requirements.txt

@@ -4,7 +4,7 @@ import streamlit as st
 
 from app_pages import recipe, shared
 from regcompare import figures
-from regcompare.config import PRESET_TITLES, BadInput, RunConfig, label, setting_title, short_title
+from regcompare.config import PRESET_TITLES, BadInput, RunConfig, label, setting_title
 from regcompare.cost import duration, expected_seconds
 from regcompare.ideas import cautions
 from regcompare.runfile import BN_ARRAYS, RunFile
@@ -69,10 +69,9 @@ def start(config: RunConfig, force: bool = False) -> None:
 
 def show(run: Run | None) -> None:
     """The run in the middle of the page: curves while it trains, its numbers when it is done."""
-    done = [found for found in shared.done_runs() if run is None or found.key != run.key]
     if run:
         heading(run)
-    pins = pinned(done) if run else []
+    pins = pinned(run) if run else []
     record = shared.record(run) if run and run.status == "done" else None
     ended = shared.live_chart(run if run and (run.status in OPEN or record) else None, pins)
     if ended:
@@ -102,16 +101,17 @@ def heading(run: Run) -> None:
         store.cancel(run.key)
 
 
-def pinned(done: list[Run]) -> list[RunFile]:
-    """Finished runs laid under the curves, picked by the reader and kept in the link."""
-    names = {run.key: short_title(run.config) for run in done}
+def pinned(run: Run) -> list[RunFile]:
+    """Other finished runs laid under the curves, picked by the reader and kept in the link."""
+    runs, titles, _ = shared.finished()
+    names = {key: title for key, title in titles.items() if key != run.key}
     st.session_state.setdefault("lab_pins", shared.linked("pin", names))
     st.session_state["lab_pins"] = [key for key in st.session_state["lab_pins"] if key in names]
     chosen = st.multiselect(
         "Pin finished runs underneath", list(names), format_func=names.__getitem__, key="lab_pins", placeholder="Pick runs to compare with"
     )
     shared.link(pin=chosen)
-    return shared.records(run for run in done if run.key in chosen)
+    return shared.records(runs[key] for key in names if key in chosen)
 
 
 def numbers(run: Run, record: RunFile) -> None:
@@ -147,7 +147,7 @@ def parameters(record: RunFile) -> None:
 
 def five_arms() -> None:
     """Real results on the first page: every arm of the assignment, in a setting of the reader's choice."""
-    groups = shared.settings([run for run in shared.done_runs() if run.preset])
+    groups = shared.finished().groups
     st.subheader("The assignment's five arms", anchor=False)
     if not groups:
         st.info("No arm is finished yet. Choose a preset and press Train, or import run files on the Runs page.")

@@ -25,8 +25,16 @@ def show(records: list[RunFile]) -> None:
     pairs = [(a, b) for i, b in enumerate(records) for a in records[i + 1 :] if same_images(a, b)]
     if pairs:
         names = [" against ".join(arm_names([a.config, b.config])) for a, b in pairs]
-        chosen = st.selectbox("On the same images", names, key="compare_pair")
-        disagreement(*pairs[names.index(chosen)])
+        options = [f"{a.config.key()}-{b.config.key()}" for a, b in pairs]
+        titles = dict(zip(options, names, strict=True))
+        st.session_state.setdefault("compare_pair", (shared.linked("pair", options) or options)[0])
+        if st.session_state["compare_pair"] not in titles:  # its arms are no longer among those picked
+            st.session_state["compare_pair"] = options[0]
+        chosen = st.selectbox("On the same images", options, format_func=titles.__getitem__, key="compare_pair", persist_state="session")
+        shared.link(pair=None if chosen == options[0] else chosen)
+        disagreement(*pairs[options.index(chosen)])
+    else:
+        shared.link(pair=None)
 
 
 def same_images(a: RunFile, b: RunFile) -> bool:

@@ -5,9 +5,10 @@ import streamlit as st
 
 from app_pages import shared
 from regcompare import insights, stats
-from regcompare.config import FACTORIAL, NOTEBOOK_NET, arm_names, setting_title
+from regcompare.config import DEFAULT_SEEDS, FACTORIAL, NOTEBOOK_NET, arm_names, setting_title
 from regcompare.runfile import RunFile
 from regcompare.store import Run
+from regcompare.sweeps import SWEEPS
 
 # name: title, what it is, which of the arms it can be made on, measurement, which array holds the mistake
 MISTAKES = {
@@ -32,7 +33,7 @@ MISTAKES = {
     ),
     "train2": (
         "model.eval() forgotten, two images at a time",
-        "With a batch of two, batch norm's statistics are nearly noise: what batch size 2 does to a net with batch norm.",
+        "With a batch of two, batch norm's statistics are nearly noise. The nets were trained on batches of 64; this is the test alone.",
         "train_mode_2",
         "wrong",
     ),
@@ -43,7 +44,11 @@ MISTAKES = {
         "wrong",
     ),
 }
-OTHERS = {"seed": "One seed instead of eight", "epoch": "The best epoch picked on the test set"}
+OTHERS = {
+    "batch": "Batch size 2 with batch norm",
+    "seed": "One seed instead of eight",
+    "epoch": "The best epoch picked on the test set",
+}
 
 
 def mistake(name: str, runs: list[Run]) -> None:
@@ -70,6 +75,21 @@ def notebook() -> None:
             st.markdown(
                 f"The same net, trained and tested so on eight seeds ({setting_title(run.config)}): {insights.costs_sentence([found])}"
             )
+
+
+def small_batches() -> None:
+    st.subheader(OTHERS["batch"], anchor=False)
+    st.markdown(
+        "The mean and variance of two images say little about the data, so every step normalizes by noise, and the running statistics "
+        "used in testing differ from what training saw. The baseline shows what so small a batch costs by itself."
+    )
+    shared.show_sweep("batch")
+    points = {(point.arm, point.x): point for point in shared.sweep_points(SWEEPS["batch"]) if point.config.seeds == DEFAULT_SEEDS}
+    for arm in SWEEPS["batch"].arms:
+        small, usual = points.get((arm, 2)), points.get((arm, 64))
+        if small and usual:
+            cost = stats.difference(np.array(usual.accuracy), np.array(small.accuracy))
+            st.markdown(f"- {arm}: batches of 2 in place of 64 cost {stats.percent(cost, signed=True)} points")
 
 
 def one_seed(records: list[RunFile]) -> None:
@@ -112,10 +132,14 @@ titles = {name: one[0] for name, one in MISTAKES.items()} | OTHERS
 st.session_state.setdefault("pitfalls_mistake", (shared.linked("mistake", titles) or ["normalization"])[0])
 chosen = st.selectbox("Mistake", list(titles), format_func=titles.__getitem__, key="pitfalls_mistake", persist_state="session")
 shared.link(mistake=None if chosen == "normalization" else chosen)
-arms = shared.choose_arms("pitfalls", [*FACTORIAL, "input-bn"])
-if chosen == "seed":
-    one_seed(shared.records(arms))
-elif chosen == "epoch":
-    best_epoch(shared.records(arms))
+if chosen == "batch":
+    shared.link(arms=None)
+    small_batches()
 else:
-    mistake(chosen, arms)
+    arms = shared.choose_arms("pitfalls", [*FACTORIAL, "input-bn"])
+    if chosen == "seed":
+        one_seed(shared.records(arms))
+    elif chosen == "epoch":
+        best_epoch(shared.records(arms))
+    else:
+        mistake(chosen, arms)

@@ -7,7 +7,7 @@ import streamlit as st
 
 from app_pages import shared
 from regcompare import tables
-from regcompare.config import RegcompareError, setting_title, short_title
+from regcompare.config import RegcompareError
 from regcompare.store import OPEN, Run
 
 store = shared.store()
@@ -46,7 +46,7 @@ def table(runs: list[Run]) -> list[Run]:
     found = sorted({run.status for run in runs})
     statuses = left.pills("Status", found, selection_mode="multi", key="runs_status", bind="query-params")
     words = right.text_input("Search", key="runs_search", placeholder="arm, images, key …", bind="query-params").lower().split()
-    passing = [run for run in runs if run.status in (statuses or found) and all(word in text_of(run) for word in words)]
+    passing = [run for run in runs if run.status in (statuses or found) and all(word in tables.search_text(run) for word in words)]
     frame = tables.runs_table(passing)
     if frame.empty:
         st.info("No run passes these filters. Clear the search or the status above.")
@@ -70,11 +70,6 @@ def table(runs: list[Run]) -> list[Run]:
     )
     st.caption(f"{len(frame)} of {len(runs)} runs. A click on a heading sorts; tick rows to open, export or delete them.")
     return [passing[row] for row in event["selection"]["rows"] if row < len(passing)]
-
-
-def text_of(run: Run) -> str:
-    """What the search looks at."""
-    return f"{run.key} {run.status} {run.source} {run.preset} {short_title(run.config)} {setting_title(run.config)}".lower()
 
 
 def actions(picked: list[Run]) -> None:

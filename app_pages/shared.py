@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -10,13 +10,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from streamlit.components.v2 import component
 
 from regcompare import live
-from regcompare.config import MAX_SEEDS, PRESETS, RegcompareError, preset_of, setting, short_title
+from regcompare.config import MAX_SEEDS, PRESETS, RegcompareError, preset, preset_of, setting, short_title
 from regcompare.figures import curve, style_of
-from regcompare.insights import Measured
+from regcompare.insights import Measured, SweepPoint, sweep_sentence
+from regcompare.insights import sweep as plot_sweep
 from regcompare.measurements import Measurements
 from regcompare.runfile import RunFile
 from regcompare.stats import t_quantile
 from regcompare.store import Run, Store, default_url
+from regcompare.sweeps import SWEEPS, Sweep, published
 from regcompare.worker import ensure_worker
 
 STATUS_ICONS = {
@@ -60,10 +62,25 @@ def all_runs() -> tuple[Run, ...]:
     return _runs(store().url, store().version())
 
 
-def done_runs() -> list[Run]:
-    """Finished runs: the presets first, in their order, then the rest."""
+class Finished(NamedTuple):
+    """Finished runs by key, the presets first and in their order, then the rest; their titles; the presets' runs by `settings`."""
+
+    runs: dict[str, Run]
+    titles: dict[str, str]
+    groups: list[list[Run]]
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _finished(url: str, version: str) -> Finished:
     order = {name: place for place, name in enumerate(PRESETS)}
-    return sorted((run for run in all_runs() if run.status == "done"), key=lambda run: order.get(run.preset or "", len(order)))
+    runs = sorted((run for run in _runs(url, version) if run.status == "done"), key=lambda run: order.get(run.preset or "", len(order)))
+    titles = {run.key: short_title(run.config) for run in runs}
+    return Finished({run.key: run for run in runs}, titles, settings([run for run in runs if run.preset]))
+
+
+def finished() -> Finished:
+    """What pages that look at results choose from; worked out again only when a run has changed."""
+    return _finished(store().url, store().version())
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -179,15 +196,31 @@ def _wait_for(runs: Sequence[Run], name: str) -> None:
     )
 
 
+def sweep_points(sweep: Sweep) -> list[SweepPoint]:
+    """The published points of a sweep, and with them every finished run here that differs in nothing but what is swept."""
+    shipped = {point.config.key(): (point, published()[key]) for point in sweep.points if (key := point.config.key()) in published()}
+    own = {run.key: (point, run.summary["test_accuracy"]) for run in all_runs() if run.summary and (point := sweep.find(run.config))}
+    return [SweepPoint(*point, accuracy) for point, accuracy in (shipped | own).values()]
+
+
+def show_sweep(name: str) -> None:
+    """A sweep: its question, its figure, and the numbers at both ends in words."""
+    sweep, points = SWEEPS[name], sweep_points(SWEEPS[name])
+    styles = {arm: preset(arm) for arm in sweep.arms}
+    st.markdown(f"**{sweep.title}.** {sweep.question}")
+    words = sweep_sentence(points, sweep.axis)
+    chart(plot_sweep(points, sweep.axis, sweep.log, styles), words, key=f"sweep_{name}")
+    st.caption(f"{len(points)} points. {words}")
+
+
 def choose_arms(page: str, usual: Sequence[str], also: Sequence[str] = ()) -> list[Run]:
     """Arms picked by the reader or by the link (`?arms=..`); else the presets of `usual` in the largest setting, and the keys of `also`."""
-    runs = {run.key: run for run in done_runs()}
+    runs, names, groups = finished()
     if not runs:
         st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
         st.stop()
-    names = {key: short_title(run.config) for key, run in runs.items()}
-    groups = settings([run for run in runs.values() if run.preset]) or [list(runs.values())]
-    first = [run.key for run in groups[0] if run.preset in usual] or [groups[0][0].key]
+    largest = groups[0] if groups else list(runs.values())
+    first = [run.key for run in largest if run.preset in usual] or [largest[0].key]
     first += [one for one in also if one in runs]
     key = f"{page}_arms"
     st.session_state.setdefault(key, linked("arms", runs) or first)

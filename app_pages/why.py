@@ -4,10 +4,10 @@ import streamlit as st
 
 from app_pages import shared
 from regcompare import figures, insights
-from regcompare.config import DROPOUT_FIRST, FACTORIAL, preset
+from regcompare.config import DROPOUT_FIRST, FACTORIAL
 from regcompare.ideas import CO_ADAPTATION, COVARIATE_SHIFT, VARIANCE_SHIFT, Idea
 from regcompare.store import Run
-from regcompare.sweeps import SWEEPS, published
+from regcompare.sweeps import SWEEPS
 
 TOPICS = {"shift": COVARIATE_SHIFT.title, "adaptation": CO_ADAPTATION.title, "both": VARIANCE_SHIFT.title, "buys": "What each buys"}
 
@@ -86,19 +86,9 @@ def both_together(runs: list[Run]) -> None:
 
 def what_each_buys() -> None:
     st.subheader("What each buys", anchor=False)
-    st.markdown(
-        "One thing changes, all else stays. Train a recipe that differs in that one thing only, on mnist-5k, and it joins the lines."
-    )
-    trained = [run for run in shared.all_runs() if run.summary]
-    styles = {name: preset(name) for name in FACTORIAL}
-    for name, sweep in SWEEPS.items():
-        st.markdown(f"**{sweep.title}.** {sweep.question}")
-        shipped = {point.config.key(): (point, published()[key]) for point in sweep.points if (key := point.config.key()) in published()}
-        own = {run.key: (point, run.summary["test_accuracy"]) for run in trained if run.summary and (point := sweep.find(run.config))}
-        points = [insights.SweepPoint(*point, accuracy) for point, accuracy in (shipped | own).values()]
-        words = insights.sweep_sentence(points, sweep.axis)
-        shared.chart(insights.sweep(points, sweep.axis, sweep.log, styles), words, key=f"why_{name}")
-        st.caption(f"{len(points)} points. {words}")
+    st.markdown("One thing changes, all else stays. Train a recipe that differs in that one thing only, and it joins the lines.")
+    for name in SWEEPS:
+        shared.show_sweep(name)
 
 
 st.title("Why", anchor=False)

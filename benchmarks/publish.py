@@ -1,9 +1,10 @@
 """Make what ships in cache/published: run files of the five arms at three settings, measurements of their nets, and the sweeps.
 
-    python benchmarks/publish.py --data-dir FOLDER_WITH_MNIST
+    python -m benchmarks.publish --data-dir FOLDER_WITH_MNIST
 
-About an hour on two cores. What the store holds already is not made again. Weights (2 MB a run) are kept for the arms at
-the default setting on MNIST, which users open nets from; the rest go without, to keep a clone small.
+About an hour and a half on two cores. What the store or sweeps.json holds already is not made again. Weights
+(2 MB a run) are kept for the arms at the default setting on MNIST, which users open nets from; the rest go without, to keep a
+clone small.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from regcompare.measurements import MEASURES, Measurements
 from regcompare.runfile import RunFile
 from regcompare.store import Store, published_dir
 from regcompare.study import run_study
-from regcompare.sweeps import SWEEPS, published_path
+from regcompare.sweeps import SWEEPS, published, published_path
 from regcompare.worker import cores, measure
 
 SETTINGS = {
@@ -55,6 +56,8 @@ def publish_runs(url: str, data_dir: str | None) -> None:
 
 
 def publish_measures(url: str, data_dir: str | None, names: list[str]) -> None:
+    Store(url).import_published()
+    Measurements(Store(url)).import_published()
     keys = [config.key() for config in arms(SETTINGS[WITH_WEIGHTS])]
     found = Measurements(Store(url))
     wanted = [(key, name) for name in names for key in keys]
@@ -78,13 +81,17 @@ def take_one(url: str, key: str, name: str, data_dir: str | None) -> None:
         print(f"{name} of {key}: {state.status} {state.error or ''} after {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def publish_sweeps(url: str) -> None:
+def publish_sweeps(url: str, data_dir: str | None) -> None:
+    Store(url).import_published()  # all of MNIST is among them
     rows = []
     for name, sweep in SWEEPS.items():
-        for result in run_study([point.config for point in sweep.points], url, jobs=cores(), quiet=True):
+        found = {key: published()[key] for point in sweep.points if (key := point.config.key()) in published()}
+        missing = [point.config for point in sweep.points if point.config.key() not in found]
+        for result in run_study(missing, url, jobs=cores(), data_dir=data_dir, quiet=True) if missing else []:
             if result.run.summary is None:
                 raise SystemExit(f"{result.run.label}: {result.run.status}. {result.run.error or ''}")
-            rows.append({"key": result.run.key, "test_accuracy": result.run.summary["test_accuracy"]})
+            found[result.run.key] = result.run.summary["test_accuracy"]
+        rows += [{"key": key, "test_accuracy": accuracy} for key, accuracy in found.items()]
         print(f"sweep {name}: done", flush=True)
     published_path().write_text(json.dumps(rows, separators=(",", ":")) + "\n")
 
@@ -102,7 +109,7 @@ def main() -> None:
     if "measures" in parts:
         publish_measures(options.store, options.data_dir, options.measures.split(","))
     if "sweeps" in parts:
-        publish_sweeps(options.store)
+        publish_sweeps(options.store, options.data_dir)
     total = sum(path.stat().st_size for path in published_dir().rglob("*") if path.is_file())
     print(f"{total / 1e6:.1f} MB in {published_dir().name}/")
     if total > LIMIT:

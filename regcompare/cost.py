@@ -1,7 +1,9 @@
 """How long a recipe will train: from finished runs of the same kind of net, scaled by its steps and stacks."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
+from functools import lru_cache
 
 from regcompare.config import RunConfig
 from regcompare.store import Run
@@ -29,14 +31,22 @@ def kind(config: RunConfig) -> tuple[object, ...]:
 
 def expected_seconds(config: RunConfig, runs: Sequence[Run], jobs: int) -> float:
     """Seconds that training will take, free machine supposed; runs of this machine and this kind of net count first."""
-    done = [run for run in runs if run.summary and run.summary["seconds"] > 0]
-    alike = [run for run in done if kind(run.config) == kind(config)]
-    groups = ([r for r in group if r.source == source] for source in ("trained", "published") for group in (alike, done))
-    chosen = next((group for group in groups if group), [])
-    rates = [
-        run.summary["seconds"] / work(run.config, PUBLISHED_JOBS if run.source == "published" else jobs) for run in chosen if run.summary
-    ]
-    return work(config, jobs) * (statistics.median(rates) if rates else SECONDS_PER_UNIT)
+    rates: dict[tuple[str, bool], list[float]] = {}
+    own = kind(config)
+    for run in runs:
+        if run.summary and run.summary["seconds"] > 0:
+            its_kind, rate = _rate(run, jobs)
+            for alike in {its_kind == own, False}:
+                rates.setdefault((run.source, alike), []).append(rate)
+    found = next((rates[place] for place in itertools.product(("trained", "published"), (True, False)) if place in rates), None)
+    return work(config, jobs) * (statistics.median(found) if found else SECONDS_PER_UNIT)
+
+
+@lru_cache(maxsize=20_000)  # a page asks at every change of its recipe
+def _rate(run: Run, jobs: int) -> tuple[tuple[object, ...], float]:
+    """The kind of a finished run's net, and the seconds it took for a unit of work."""
+    seconds = run.summary["seconds"] if run.summary else 0.0
+    return kind(run.config), seconds / work(run.config, PUBLISHED_JOBS if run.source == "published" else jobs)
 
 
 def duration(seconds: float) -> str:

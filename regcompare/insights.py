@@ -70,7 +70,10 @@ def shift_sentence(items: Sequence[Measured]) -> str:
 
 
 def silencing(items: Sequence[Measured]) -> go.Figure:
-    """Test accuracy as a growing share of the dense units is silenced: mean over masks, line and band over seeds."""
+    """Test accuracy as a growing share of the dense units is silenced. Line and band over seeds.
+
+    Each seed has masks of its own, so what masks do by chance is part of what differs between seeds, and the band holds both.
+    """
     if not items:
         return empty("Nothing is measured yet.")
     figure = go.Figure()
@@ -99,7 +102,11 @@ def silencing_sentence(items: Sequence[Measured], share: float = 0.5) -> str:
         left, cost = estimate(accuracy[index]), difference(accuracy[0], accuracy[index])
         parts.append(f"{item.name} {percent(left)} %, {percent(cost)} points lost")
     masks = items[0].arrays["accuracy"].shape[1] if items else 0
-    return f"With {100 * share:.0f} % of the dense units silenced (mean of {masks} masks a net): " + "; ".join(parts) + "."
+    return (
+        f"With {100 * share:.0f} % of the dense units silenced ({masks} masks a net, each seed its own: the interval is over both): "
+        + "; ".join(parts)
+        + "."
+    )
 
 
 def dots(items: Sequence[Measured], title: str, places: Sequence[str] = HIDDEN_PLACES, log: bool = False) -> go.Figure:

@@ -12,7 +12,8 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class Run:
     """A row of `runs`. `summary` holds the final numbers of a finished run (see `runfile.summarize`)."""
 
     key: str
-    config: RunConfig
+    config: RunConfig = field(hash=False)  # the key stands for it
     preset: str | None
     status: Status
     created: float
@@ -61,7 +62,7 @@ class Run:
     error: str | None
     source: str
     cancel: bool
-    summary: dict[str, Any] | None
+    summary: dict[str, Any] | None = field(hash=False)
 
     @property
     def label(self) -> str:
@@ -432,6 +433,7 @@ class Store:
         self.engine.dispose()
 
 
+@lru_cache(maxsize=20_000)  # reading many runs again parses only those that changed
 def _to_run(row: Any) -> Run:
     summary = json.loads(row.summary) if row.summary else None
     config = RunConfig.model_validate_json(row.config)

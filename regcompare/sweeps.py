@@ -6,10 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from regcompare.config import DEFAULT_SEEDS, FACTORIAL, HIDDEN_PLACES, RunConfig, make_config, preset
+import numpy as np
+
+from regcompare.config import DEFAULT_SEEDS, FACTORIAL, HIDDEN_PLACES, SPLIT_SIZES, RunConfig, make_config, preset
 from regcompare.store import published_dir
 
 STEPS_AIM = 1_000  # training steps at each number of images, so that few images do not mean little training
+EPOCHS = (5, 200)  # least and most of them, whatever the steps
 
 
 class Point(NamedTuple):
@@ -68,8 +71,13 @@ def _by_rate(arm: str, rate: float, seeds: tuple[int, ...]) -> RunConfig:
 
 
 def _by_size(arm: str, size: float, seeds: tuple[int, ...]) -> RunConfig:
-    config = preset(arm, train_size=int(size), seeds=seeds)
-    return make_config(config.model_dump() | {"epochs": max(1, min(200, round(STEPS_AIM / config.steps_per_epoch)))})
+    full = SPLIT_SIZES["mnist"][0]
+    config = preset(arm, dataset="mnist", train_size=None if size >= full else int(size), seeds=seeds)
+    return make_config(config.model_dump() | {"epochs": int(np.clip(round(STEPS_AIM / config.steps_per_epoch), *EPOCHS))})
+
+
+def _by_batch(arm: str, size: float, seeds: tuple[int, ...]) -> RunConfig:
+    return preset(arm, batch_size=int(size), epochs=2, seeds=seeds)
 
 
 SWEEPS = {
@@ -97,10 +105,21 @@ SWEEPS = {
         "Number of training images",
         "Training images",
         True,
-        f"Who needs a regularizer when images are few? About {STEPS_AIM:,} steps each (at most 200 epochs).",
+        f"Who needs a regularizer when images are few? The first of MNIST's 60,000; about {STEPS_AIM:,} steps each, "
+        f"at least {EPOCHS[0]} epochs and at most {EPOCHS[1]}.",
         FACTORIAL,
-        (100, 250, 500, 1000, 2000, 4000),
+        (100, 300, 1000, 3000, 10_000, 60_000),
         _by_size,
         lambda config: config.n_train,
+    ),
+    "batch": Sweep(
+        "Batch size",
+        "Images in a batch",
+        True,
+        "How many images do the statistics need? Two epochs each, so a smaller batch means more steps.",
+        ("baseline", "standard-bn"),
+        (2, 4, 8, 16, 64),
+        _by_batch,
+        lambda config: config.batch_size,
     ),
 }

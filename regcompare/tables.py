@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from regcompare.config import RunConfig, arm_names, format_seeds, label
+from regcompare.config import RunConfig, arm_names, format_seeds, label, setting_title, short_title
 from regcompare.layers import layer_table
 from regcompare.runfile import BN_ARRAYS, METRICS, RunFile
 from regcompare.stats import Arm, Comparison, binomial, difference, estimate, mcnemar, nats, number, percent
@@ -15,32 +17,29 @@ from regcompare.store import Run
 
 def runs_table(runs: Iterable[Run]) -> pd.DataFrame:
     """A row a run. Accuracies and `±`, half the 95 % interval over seeds, in percent; losses in nats; times in UTC."""
-    rows = []
-    for run in runs:
-        config, summary = run.config, run.summary or {}
-        accuracy = estimate(summary["test_accuracy"]) if summary else None
-        loss = estimate(summary["test_loss"]) if summary else None
-        rows.append(
-            {
-                "status": run.status,
-                "arm": run.label,
-                "images": config.dataset if config.train_size is None else f"{config.dataset}, {config.train_size}",
-                "epochs": config.epochs,
-                "optimizer": config.optimizer,
-                "lr": config.lr,
-                "batch": config.batch_size,
-                "n": len(config.seeds),
-                "test accuracy, %": 100 * accuracy.mean if accuracy else None,
-                "±": 100 * accuracy.half if accuracy and accuracy.half is not None else None,
-                "test loss": loss.mean if loss else None,
-                "seconds": summary.get("seconds"),
-                "created": datetime.fromtimestamp(run.created, UTC),
-                "source": run.source,
-                "key": run.key,
-            }
-        )
     columns = ["status", "arm", "images", "epochs", "optimizer", "lr", "batch", "n", "test accuracy, %", "±", "test loss", "seconds"]
-    return pd.DataFrame(rows, columns=[*columns, "created", "source", "key"])
+    return pd.DataFrame([_run_row(run) for run in runs], columns=[*columns, "created", "source", "key"])
+
+
+@lru_cache(maxsize=20_000)  # of many runs only those that changed are worked out again
+def _run_row(run: Run) -> tuple[Any, ...]:
+    config, summary = run.config, run.summary or {}
+    accuracy = estimate(summary["test_accuracy"]) if summary else None
+    images = config.dataset if config.train_size is None else f"{config.dataset}, {config.train_size}"
+    return (
+        *(run.status, run.label, images, config.epochs, config.optimizer, config.lr, config.batch_size, len(config.seeds)),
+        100 * accuracy.mean if accuracy else None,
+        100 * accuracy.half if accuracy and accuracy.half is not None else None,
+        estimate(summary["test_loss"]).mean if summary else None,
+        summary.get("seconds"),
+        *(datetime.fromtimestamp(run.created, UTC), run.source, run.key),
+    )
+
+
+@lru_cache(maxsize=20_000)  # each search looks at all of them
+def search_text(run: Run) -> str:
+    """What a search on the Runs page looks at."""
+    return f"{run.key} {run.status} {run.source} {run.preset} {short_title(run.config)} {setting_title(run.config)}".lower()
 
 
 def curves_table(records: Iterable[RunFile]) -> pd.DataFrame:

@@ -291,6 +291,38 @@ def test_pitfalls_that_need_no_net_answer_at_once(store, published):
     assert texts(app).count("(n = 8)") >= 5
 
 
+def test_the_smallest_batch_is_trained_not_only_tested(store, published):
+    fill(store, published, 5)
+    app = open_page("pitfalls")
+    app.selectbox(key="pitfalls_mistake").set_value("batch").run()
+    assert not app.exception
+    assert "What each buys" not in texts(app)
+    costs = [line for line in texts(app).splitlines() if "batches of 2 in place of 64 cost" in line]
+    assert len(costs) == 2
+    assert all("(n = 8" in line for line in costs)
+
+
+def test_the_pair_of_arms_is_in_the_link(store, published):
+    """Images that one arm gets right and the other wrong can be sent to somebody."""
+    fill(store, published, 5)
+    app = open_page("compare")
+    box = app.selectbox(key="compare_pair")
+    chosen = box.options[2]
+    box.select_index(2).run()
+    pair = app.query_params["pair"][0] if isinstance(app.query_params["pair"], list) else app.query_params["pair"]
+    again = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).switch_page("app_pages/compare.py")
+    again.query_params["pair"] = pair
+    again.run()
+    assert not again.exception
+    box = again.selectbox(key="compare_pair")
+    assert box.value == pair
+    assert box.format_func(pair) == chosen
+    kept = [key for key in again.multiselect(key="compare_arms").value if key not in pair.split("-")]
+    again.multiselect(key="compare_arms").set_value(kept).run()
+    assert not again.exception
+    assert "pair" not in again.query_params
+
+
 def test_compare_gives_a_verdict_for_every_pair_and_the_interaction(store, published):
     fill(store, published, 5)
     app = open_page("compare")

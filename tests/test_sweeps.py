@@ -25,4 +25,14 @@ def test_a_recipe_of_ones_own_joins_if_it_differs_in_one_thing_only():
     assert SWEEPS["lr"].find(own)[:2] == ("dropout", 0.005)
     assert SWEEPS["lr"].find(own.model_copy(update={"batch_size": 32})) is None
     assert SWEEPS["size"].find(own) is None
-    assert SWEEPS["size"].find(preset("baseline", train_size=700, epochs=91))[:2] == ("baseline", 700)
+    assert SWEEPS["size"].find(preset("baseline", dataset="mnist", train_size=700, epochs=91))[:2] == ("baseline", 700)
+    assert SWEEPS["size"].find(preset("baseline", train_size=700, epochs=91)) is None  # tested on other images
+
+
+def test_the_number_of_images_goes_to_all_of_mnist():
+    sweep = SWEEPS["size"]
+    assert (min(sweep.steps), max(sweep.steps)) == (100, 60_000)
+    for point in sweep.points:
+        assert point.config.dataset == "mnist"
+        assert point.config.n_train == point.x
+    assert preset("baseline", dataset="mnist") in [point.config for point in sweep.points]  # no second run for what ships already
