@@ -88,8 +88,8 @@ def small_batches() -> None:
     for arm in SWEEPS["batch"].arms:
         small, usual = points.get((arm, 2)), points.get((arm, 64))
         if small and usual:
-            cost = stats.difference(np.array(usual.accuracy), np.array(small.accuracy))
-            st.markdown(f"- {arm}: batches of 2 in place of 64 cost {stats.percent(cost, signed=True)} points")
+            change = stats.difference(np.array(small.accuracy), np.array(usual.accuracy))
+            st.markdown(f"- {arm}, batches of 2 in place of 64: {stats.percent(change, signed=True)} points")
 
 
 def one_seed(records: list[RunFile]) -> None:

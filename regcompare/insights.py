@@ -257,6 +257,8 @@ def reestimate_sentence(found: Sequence[Cost]) -> str:
 
 # Sweeps
 
+MOST_TICKS = 8
+
 
 class SweepPoint(NamedTuple):
     """A finished recipe of a sweep: the arm it counts to, where it stands, its test accuracy by seed."""
@@ -287,6 +289,9 @@ def sweep(points: Sequence[SweepPoint], axis: str, log: bool, styles: dict[str, 
     base(figure, 380)
     figure.update_layout(hovermode="x unified")
     figure.update_xaxes(title=axis, type="log" if log else "linear")
+    places = sorted({point.x for point in points})
+    if len(places) <= MOST_TICKS:  # the values that were tried say more than a logarithmic scale's own
+        figure.update_xaxes(tickvals=places, ticktext=[f"{x:,g}" for x in places])
     figure.update_yaxes(title="Test accuracy, %")
     return figure
 
@@ -298,5 +303,5 @@ def sweep_sentence(points: Sequence[SweepPoint], axis: str) -> str:
     parts = []
     for x in (min(point.x for point in points), max(point.x for point in points)):
         here = [(point.arm, estimate(list(point.accuracy))) for point in points if point.x == x]
-        parts.append(f"At {axis.lower()} {x:g}: " + ", ".join(f"{arm} {percent(found)} %" for arm, found in here))
+        parts.append(f"At {axis.lower()} {x:,g}: " + ", ".join(f"{arm} {percent(found)} %" for arm, found in here))
     return ". ".join(parts) + "."

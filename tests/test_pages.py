@@ -297,7 +297,7 @@ def test_the_smallest_batch_is_trained_not_only_tested(store, published):
     app.selectbox(key="pitfalls_mistake").set_value("batch").run()
     assert not app.exception
     assert "What each buys" not in texts(app)
-    costs = [line for line in texts(app).splitlines() if "batches of 2 in place of 64 cost" in line]
+    costs = [line for line in texts(app).splitlines() if "batches of 2 in place of 64:" in line]
     assert len(costs) == 2
     assert all("(n = 8" in line for line in costs)
 
