@@ -22,7 +22,6 @@ import time
 import uuid
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from regcompare import train as training
+from regcompare import vision
 from regcompare.config import HIDDEN_PLACES, RunConfig, preset
 from regcompare.data import Data, load
 from regcompare.layers import CONVS, FAN_INS, KERNEL, MAP_SIDES, OUTPUTS
@@ -66,18 +66,22 @@ def multiply_adds() -> int:
 
 
 class NotebookImages(Dataset):
-    """What a course notebook does to each image, each epoch anew: PIL, resize, tensor, normalize."""
+    """The notebook's data set: of each image, each epoch anew, a PIL image, torchvision's resize, tensor and normalize."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        vision.datasets()  # makes torchvision import beside a CPU torch
+        from torchvision import transforms
+
         self.images, self.labels = images, labels
+        self.transform = transforms.Compose(
+            [transforms.Resize((32, 32)), transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = Image.fromarray(self.images[index], mode="L").resize((32, 32), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image, dtype=np.uint8)[None]).float().div(255)
-        return pixels.sub_(0.1307).div_(0.3081), int(self.labels[index])
+        return self.transform(Image.fromarray(self.images[index].numpy(), mode="L")), int(self.labels[index])  # as torchvision's MNIST
 
 
 def synchronized(device: str) -> float:
@@ -89,8 +93,8 @@ def synchronized(device: str) -> float:
 def notebook(data: Data) -> Contender:
     net, loss_of = LeNet5(RunConfig(batch_norm=HIDDEN_PLACES)), nn.CrossEntropyLoss()  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
-    raw = data.train_images[:, 2:30, 2:30].numpy()  # 28 x 28, as MNIST's files have them
-    loader = DataLoader(NotebookImages(raw, data.train_labels.numpy()), batch_size=BATCH, shuffle=True)
+    raw = data.train_images[:, 2:30, 2:30]  # 28 x 28, as MNIST's files have them
+    loader = DataLoader(NotebookImages(raw, data.train_labels), batch_size=BATCH, shuffle=True)
     batches = iter(itertools.chain.from_iterable(itertools.repeat(loader)))
 
     def steps(count: int) -> float:
@@ -138,7 +142,7 @@ def stacked(config: RunConfig, data: Data, size: int, device: str) -> Contender:
     window = training.Window(size, device)
 
     def steps(count: int) -> float:
-        torch.set_num_threads(1)
+        training.one_core()
         began = synchronized(device)
         for batch in torch.randint(len(data.train_labels), (count, size, BATCH), device=device):
             window.add(*training.train_step(net, optimizer, data.train_images[batch], data.train_labels[batch]))
@@ -154,7 +158,7 @@ def arithmetic() -> Contender:
     a, b, out = torch.randn(768, 768), torch.randn(768, 768), torch.empty(768, 768)
 
     def steps(count: int) -> float:
-        torch.set_num_threads(1)
+        training.one_core()
         began = time.perf_counter()
         repeats = max(3, count // 8)
         for _ in range(repeats):
@@ -167,8 +171,6 @@ def arithmetic() -> Contender:
 
 
 def lightning_trainer(data: Data) -> Contender:
-    from regcompare import vision
-
     vision.datasets()  # torchmetrics imports torchvision
     import lightning
 
@@ -325,7 +327,7 @@ def _per_core(rows: list[dict[str, object]], name: str) -> float:
 
 def overheads(data: Data, rounds: int) -> dict[str, float]:
     """What recording and evaluation add to one stack of four on one thread."""
-    torch.set_num_threads(1)
+    training.one_core()
     config = preset("standard-bn", epochs=3, seeds=(0, 1, 2, 3))
     with tempfile.TemporaryDirectory() as folder:
         found = in_turns(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from regcompare.config import HIDDEN_PLACES, RunConfig
 from regcompare.data import Data, generator
 from regcompare.layers import CONVS, FAN_INS, KERNEL, OUTPUTS, WIDTHS
+from regcompare.normpool import norm_pool_relu
 
 EPS, MOMENTUM = 1e-5, 0.1  # of batch norm, PyTorch's defaults
 INIT_STREAM, ORDER_STREAM, DROPOUT_STREAM = 0, 1, 2
@@ -158,8 +159,8 @@ class Stack(nn.Module):
         weight, bias = self.tensor("conv1.weight").flatten(0, 1), self.tensor("conv1.bias").flatten()
         x = images.permute(1, 2, 3, 0).contiguous().to(weight.dtype).permute(0, 3, 1, 2).div_(255)  # [B, K, 32, 32], channels last
         rates = self.config.dropout.rates()
-        if self.config.input_norm == "standard":
-            x = x.sub_(self.tensor("input_standard.mean").view(1, size, 1, 1)).div_(self.tensor("input_standard.std").view(1, size, 1, 1))
+        if self.config.input_norm == "standard":  # all replicates have the same data: one number is faster than K
+            x = x.sub_(self.tensor("input_standard.mean")[0]).div_(self.tensor("input_standard.std")[0])
         elif self.config.input_norm == "batch" and "input" in rates:
             x = self._batch_norm(x, "input")
         elif self.config.input_norm == "batch":
@@ -176,8 +177,11 @@ class Stack(nn.Module):
                 weight, bias = self.tensor(f"{place}.weight").flatten(0, 1), self.tensor(f"{place}.bias").flatten()
             x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), bias, groups=size)
             x = self._dropout(x, place, batch, "before")
-            x = self._batch_norm(x, place)
-            x = F.max_pool2d(x, 2).relu_()  # the two commute, and a quarter of the values is less to rectify
+            if place in self.config.batch_norm:
+                weight, bias, mean, var = self._statistics(place)
+                x = norm_pool_relu(x, weight, bias, mean, var, MOMENTUM, EPS)
+            else:
+                x = F.max_pool2d(x, 2).relu_()  # the two commute, and a quarter of the values is less to rectify
             x = self._dropout(x, place, batch, "after")
         x = x.reshape(batch, size, -1).transpose(0, 1)  # [K, B, 400]
         for place in ("fc1", "fc2"):
@@ -194,9 +198,13 @@ class Stack(nn.Module):
     def _batch_norm(self, x: torch.Tensor, place: str, affine: bool = True) -> torch.Tensor:
         if place not in self.config.normalized_places:
             return x
-        weight, bias, mean, var = (self.tensor(f"{place}_bn.{array}").view(-1) for array in BN_ARRAYS)
-        self.tensor(f"{place}_bn.num_batches_tracked").add_(1)
+        weight, bias, mean, var = self._statistics(place)
         return F.batch_norm(x, mean, var, weight if affine else None, bias if affine else None, True, MOMENTUM, EPS)
+
+    def _statistics(self, place: str) -> list[torch.Tensor]:
+        """Weight, bias, running mean and variance of all replicates, each [K * C], for one more training batch."""
+        self.tensor(f"{place}_bn.num_batches_tracked").add_(1)
+        return [self.tensor(f"{place}_bn.{array}").view(-1) for array in BN_ARRAYS]
 
     def _dropout(self, x: torch.Tensor, place: str, batch: int, order: str) -> torch.Tensor:
         rate = getattr(self.config.dropout, place)

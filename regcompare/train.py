@@ -1,5 +1,7 @@
 """Training as a stream of events: `train` yields, readers decide what to do with it. No callbacks, no trainer object."""
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ EVAL_BATCH = 200  # measured: larger batches leave the cache, smaller ones pay f
 ACTIVATION_IMAGES, ACTIVATION_SAMPLES = 128, 256
 SGD_MOMENTUM = 0.9
 FIRST_EPOCH_TESTS = 4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEEP = -1, -3, 1 << 30  # glibc's names and numbers (mallopt(3)); bytes
 Arrays = dict[str, np.ndarray]
 
 
@@ -96,6 +99,19 @@ def train(
                 yield checked(window.point(step, step / config.steps_per_epoch, test), config, net.seeds)
         yield EpochEnded(epoch + 1, batch_norm_arrays(net), checkpoint(epoch + 1, net, optimizer, orders))
     yield Finished(final_arrays(net, data), time.perf_counter() - began)
+
+
+def one_core() -> None:
+    """Ready this process to train beside others: one thread, and memory that is kept for the next step.
+
+    Processes share the cores, and a fixed number of threads gives the same bits whatever --jobs is. A step needs the same few
+    megabytes each time; glibc would hand them back to the system and fetch them page by page again, a fifth of the step's time.
+    """
+    torch.set_num_threads(1)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc: nothing to tell it
+        libc = ctypes.CDLL(None)
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(option, KEEP)
 
 
 def train_step(net: Stack, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -51,7 +51,7 @@ def train_stack(url: str, key: str, index: int, owner: str, data_dir: str | None
     from regcompare import train as training
     from regcompare.data import load
 
-    torch.set_num_threads(1)  # processes share the cores; and a fixed number gives the same bits whatever --jobs is
+    training.one_core()
     store = _store(url)
     try:
         run = store.run(key)
@@ -88,9 +88,9 @@ def train_stack(url: str, key: str, index: int, owner: str, data_dir: str | None
 
 def measure(url: str, key: str, name: str, owner: str, data_dir: str | None = None) -> None:
     """Take one measurement of a finished run and record it. Runs in a training process, on the CPU."""
-    import torch
+    from regcompare.train import one_core
 
-    torch.set_num_threads(1)
+    one_core()
     store = _store(url)
     found = Measurements(store)
     record = store.record(key, weights=True)
@@ -151,13 +151,11 @@ def leave_with_parent() -> None:
 
 def warm_up(url: str) -> int:
     """Load what a training process needs before the first click: torch, its kernels, the embedded images."""
-    import torch
-
     from regcompare.config import RunConfig
     from regcompare.data import load
-    from regcompare.train import train
+    from regcompare.train import one_core, train
 
-    torch.set_num_threads(1)
+    one_core()
     _store(url)
     config = RunConfig(batch_norm=("conv1", "conv2", "fc1", "fc2"), seeds=(0, 1, 2, 3))  # type: ignore[arg-type]
     load(config)

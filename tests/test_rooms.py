@@ -27,7 +27,7 @@ ROOMS = (
     ("probes",),
     ("train",),
     ("model",),
-    ("data",),
+    ("normpool", "data"),
     ("vision", "images"),
     ("store",),
     ("runfile", "schema"),

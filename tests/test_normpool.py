@@ -1,0 +1,45 @@
+"""The fused operation against the library's three. Run: pytest tests/test_normpool.py"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from regcompare.normpool import norm_pool_relu
+
+
+def arguments(channels=6, batch=11, signs=(1.0,)):
+    source = torch.Generator().manual_seed(3)
+    x = torch.randn(batch, channels, 8, 6, dtype=torch.float64, generator=source)
+    weight = torch.rand(channels, dtype=torch.float64, generator=source) + 0.5
+    weight *= torch.tensor(signs, dtype=torch.float64).repeat(channels)[:channels]
+    bias = torch.randn(channels, dtype=torch.float64, generator=source)
+    return x, weight, bias
+
+
+@pytest.mark.parametrize("signs", [(1.0,), (1.0, -1.0), (-1.0,)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_values_gradients_and_statistics_are_the_librarys(signs, layout):
+    found = []
+    for fused in (False, True):
+        x, weight, bias = (value.requires_grad_() for value in arguments(signs=signs))
+        mean, var = torch.full((6,), 0.3, dtype=torch.float64), torch.full((6,), 2.0, dtype=torch.float64)
+        own = (x * 1).contiguous(memory_format=layout)  # its memory may be written to
+        if fused:
+            out = norm_pool_relu(own, weight, bias, mean, var, 0.1, 1e-5)
+        else:
+            out = F.max_pool2d(F.batch_norm(own, mean, var, weight, bias, True, 0.1, 1e-5), 2).relu()
+        upstream = torch.linspace(-1, 2, out.numel(), dtype=torch.float64).view(out.shape)
+        found.append([out.detach(), mean, var, *torch.autograd.grad((out * upstream).sum(), [x, weight, bias])])
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_a_second_backward_pass_is_refused():
+    """The first one used up x; a wrong gradient must not come out."""
+    x, weight, bias = (value.requires_grad_() for value in arguments())
+    out = norm_pool_relu(
+        (x * 1).contiguous(memory_format=torch.channels_last), weight, bias, bias.detach() * 0, bias.detach() * 0, 0.1, 1e-5
+    )
+    out.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
