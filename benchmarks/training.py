@@ -328,7 +328,7 @@ def _per_core(rows: list[dict[str, object]], name: str) -> float:
 def overheads(data: Data, rounds: int) -> dict[str, float]:
     """What recording and evaluation add to one stack of four on one thread."""
     training.one_core()
-    config = preset("standard-bn", epochs=3, seeds=(0, 1, 2, 3))
+    config = preset("standard-bn", epochs=PRODUCT_EPOCHS, seeds=(0, 1, 2, 3))
     with tempfile.TemporaryDirectory() as folder:
         found = in_turns(
             {"steps": lambda: steps_alone(config, data), "bare": lambda: bare(config, data), "recorded": lambda: recorded(config, folder)},

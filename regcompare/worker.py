@@ -31,6 +31,7 @@ from regcompare.store import START_PATIENCE, NotOwner, Store, default_url
 POLL = 0.03  # seconds between turns: half of it is what a click waits for its claim, on average
 BEAT = 1.0  # seconds between heartbeats
 IDLE_LEAVE = 6.0  # seconds without work and without a page server, then the worker leaves
+CHECKPOINT_EVERY = 2.0  # seconds between a stack's checkpoints, made at epochs' ends: what a killed process trains again
 MAX_ATTEMPTS = 3  # a run that loses its training process this often is failed, not tried again
 ROLE, SERVER_ROLE, STARTING_ROLE = "worker", "server:", "starting"
 log = logging.getLogger("regcompare.worker")
@@ -64,16 +65,18 @@ def train_stack(url: str, key: str, index: int, owner: str, data_dir: str | None
         batch_norm = {name: [value] for name, value in (saved or {}).items() if name.startswith("history_bn/")}
         began = float(saved["began"]) if saved else time.time()
         resume = {k: v for k, v in saved.items() if not k.startswith("history_bn/")} if saved else None
+        kept_at = float("-inf")  # the first epoch's end is always kept
         for event in training.train(config, data, config.stacks()[index], chosen, resume):
             match event:
                 case training.Point(step=step):
                     store.add_point(key, index, step, event.__dict__, owner)
                 case training.EpochEnded():
                     _extend(batch_norm, event.batch_norm)
-                    if 0 < event.epoch < config.epochs:
+                    if 0 < event.epoch < config.epochs and time.monotonic() - kept_at >= CHECKPOINT_EVERY:
                         kept = {name: _joined(values) for name, values in batch_norm.items()}
                         state = event.checkpoint | kept | {"began": training.np.array(began)}
                         store.save_checkpoint(key, index, state, event.epoch * config.steps_per_epoch, owner)
+                        kept_at = time.monotonic()
                 case training.Finished():
                     arrays = event.arrays | {f"batch_norm/{n.partition('/')[2]}": _joined(v) for n, v in batch_norm.items()}
                     store.finish_stack(key, index, arrays, facts(device=chosen, began=began, ended=time.time()), owner)
