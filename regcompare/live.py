@@ -29,16 +29,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Send
 
 from regcompare.config import RegcompareError
 from regcompare.measurements import Measurements
 from regcompare.runfile import METRICS, RunFile
-from regcompare.store import Store, default_url
+from regcompare.store import Run, Store, default_url
 from regcompare.worker import ROLE, SERVER_ROLE, ensure_worker
 
 POLL = 0.05  # seconds between looks at the store for a run that has viewers
 STATUS_EVERY = 0.25
 KEEP_ALIVE = 10.0  # seconds of silence after which a comment goes out, so that a dead connection is noticed
+TAKE_WITHIN = 10.0  # seconds that a viewer may leave what it was sent in the pipe; then it is dropped and may come back
 PRESENCE = 1.5
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 PLOTLY_ROUTE = f"/api/plotly-{plotly.__version__}.js"
@@ -78,6 +80,7 @@ class Feed:
         self.viewers = 0
         self.changed = asyncio.Condition()
         self.task: asyncio.Task[None] | None = None
+        self._encoded: tuple[int, int, bytes] = (0, 0, b"")  # the points from one count to another as the event they were sent as
         self._pace: tuple[float, int] | None = None  # time and steps when this reader first saw the run train
 
     async def read(self) -> None:
@@ -114,8 +117,7 @@ class Feed:
             facts |= {"done": done, "left": self._left(run.status, done, total), "ahead": ahead}
             facts["worker"] = bool(self.store.present(ROLE))
             return json.dumps(facts), None
-        record = self.store.record(self.key) if run.status == "done" else None
-        history = event("history", encode_history(record)) if record else b""
+        history = _history(self.store, run) if run.status == "done" else b""
         return json.dumps(facts), event("status", json.dumps(facts)) + history + event("end", "{}")
 
     def _left(self, status: str, done: int, total: int) -> float | None:
@@ -129,6 +131,18 @@ class Feed:
         began, first = self._pace
         return (total - done) * (now - began) / (done - first) if now - began > 1 and done > first else None
 
+    def _since(self, sent: int, cursor: int) -> bytes:
+        """The points after the first `sent` that came after the cursor, as one event; empty if there is none."""
+        points = self.points[sent:]
+        behind = bool(points) and points[0][0] <= cursor
+        if not behind and self._encoded[:2] == (sent, len(self.points)):
+            return self._encoded[2]  # most viewers wait for the same points
+        fresh = [(id_, text) for id_, text in points if id_ > cursor]
+        encoded = event("points", "[" + ",".join(text for _, text in fresh) + "]", fresh[-1][0]) if fresh else b""
+        if not behind:
+            self._encoded = sent, len(self.points), encoded
+        return encoded
+
     async def stream(self, cursor: int) -> AsyncIterator[bytes]:
         """What a viewer with this cursor has not seen, and then what comes."""
         self.viewers += 1
@@ -138,11 +152,10 @@ class Feed:
         try:
             yield b"retry: 500\n\n"
             while True:
-                points, status, final = self.points[sent:], self.status, self.final
-                sent += len(points)
-                fresh = [(id_, text) for id_, text in points if id_ > cursor]
+                fresh, sent = self._since(sent, cursor), len(self.points)
+                status, final = self.status, self.final
                 if fresh:
-                    yield event("points", "[" + ",".join(text for _, text in fresh) + "]", fresh[-1][0])
+                    yield fresh
                 if final:
                     yield final
                     return
@@ -162,6 +175,26 @@ class Feed:
                         return  # the reader failed; the viewer comes back and starts another
         finally:
             self.viewers -= 1
+
+
+class ViewerResponse(StreamingResponse):
+    """A stream that does not wait for ever: a viewer that stops reading is dropped, and goes on by its cursor when it returns."""
+
+    async def stream_response(self, send: Send) -> None:
+        async def soon(message: Message) -> None:
+            async with asyncio.timeout(TAKE_WITHIN):
+                await send(message)
+
+        async with contextlib.aclosing(self.body_iterator):  # type: ignore[type-var]
+            with contextlib.suppress(TimeoutError):
+                await super().stream_response(soon)
+
+
+@lru_cache(maxsize=16)
+def _history(store: Store, run: Run) -> bytes:
+    """What viewers of a finished run get; worked out once, however many come."""
+    record = store.record(run.key)
+    return event("history", encode_history(record)) if record else b""
 
 
 def encode_history(record: RunFile) -> str:
@@ -205,7 +238,7 @@ class Live:
             self.feeds[key] = Feed(store, key)
         feed = self.feeds[key]
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(feed.stream(cursor), media_type="text/event-stream", headers=headers)
+        return ViewerResponse(feed.stream(cursor), media_type="text/event-stream", headers=headers)
 
     @asynccontextmanager
     async def lifespan(self, _app: Any) -> AsyncIterator[None]:

@@ -406,6 +406,45 @@ def test_a_slow_viewer_holds_up_nobody(store, monkeypatch):
     on_a_loop_of_its_own(watch())
 
 
+def test_a_viewer_that_stops_reading_is_dropped_and_goes_on_by_cursor(server, store, viewers, monkeypatch):
+    """Its memory is given back; what it missed is there when it returns."""
+    monkeypatch.setattr(live_module, "TAKE_WITHIN", 0.3)
+    trainer = Trainer(store)
+    with socket.socket() as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.connect(("127.0.0.1", server.port))
+        stuck.sendall(f"GET /api/runs/{trainer.key}/stream HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        feed = wait_until(lambda: server.live.feeds.get(trainer.key))
+        wait_until(lambda: feed.viewers == 1)
+        for step in range(1, 13):  # more than the system's buffers hold
+            store.add_point(trainer.key, 0, step, {"step": step, "pad": "x" * 1_000_000}, trainer.owner)
+        wait_until(lambda: feed.viewers == 0)
+    third = store.points(trainer.key)[2][0]
+    back = viewers(trainer.key, f"?cursor={third}")
+    wait_until(lambda: len(back.steps()) == 9)
+
+
+def test_the_points_are_encoded_once_for_viewers_in_step(store):
+    trainer = Trainer(store)
+    feed = Feed(store, trainer.key)
+    feed.points = [(number, json.dumps([0, {"step": number}])) for number in range(1, 5)]
+    assert feed._since(2, 0) is feed._since(2, 1)
+    assert b'"step": 4' in feed._since(2, 3)
+    assert b'"step": 3' not in feed._since(2, 3)
+    assert feed._since(4, 0) == feed._since(2, 4) == b""
+
+
+def test_a_finished_run_is_encoded_once_for_all_who_come(server, viewers, monkeypatch):
+    run = [run for run in shared_store(server.url).runs() if run.source == "published"][1]
+    counts = []
+    monkeypatch.setattr(live_module, "encode_history", lambda record: counts.append(1) or encode_history(record))
+    for _ in range(3):
+        viewer = viewers(run.key)
+        wait_until(lambda viewer=viewer: viewer.over)
+        assert viewer.names() == ["status", "history", "end"]
+    assert len(counts) == 1
+
+
 # How a stream ends
 
 
