@@ -1,5 +1,6 @@
 """Compare: arms side by side - a table with intervals, overlaid curves, and what differs between the recipes."""
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from app_pages import mistakes, shared
@@ -16,6 +17,28 @@ def page_of(runs: list[Run]) -> str:
     runs = [run for run, _ in found]
     measures = {name: Measurements(shared.store()).of_study(runs, name) for name in PROBLEM1}
     return report(runs, [record for _, record in found], measures)
+
+
+def values(runs: list[Run], metric: str) -> tuple[go.Figure, str, str]:
+    """Each arm's final values: figure, its words, and what it shows."""
+    results = figures.arm_results([(run.config, run.summary or {}) for run in runs], metric)
+    return figures.overview(results, metric), figures.overview_alt(results, metric), figures.overview_sentence(results, runs[0].config)
+
+
+def pairs(runs: list[Run], metric: str) -> tuple[list[stats.Comparison], go.Figure, str]:
+    compared = stats.compare_all(tables.arms(runs, metric), metric)
+    return compared, figures.forest(compared), figures.forest_alt(compared)
+
+
+def adding_up(runs: list[Run], metric: str) -> tuple[stats.Interaction | None, go.Figure]:
+    sides = tables.arms(runs, metric)
+    return stats.interaction(sides, metric), figures.interaction_plot(sides, metric)
+
+
+def learning(runs: list[Run], metric: str) -> tuple[go.Figure, str]:
+    names = arm_names([run.config for run in runs])
+    items = [figures.curve(record, metric, name) for name, record in zip(names, shared.records(runs), strict=True)]
+    return figures.curves(items, metric), figures.curves_alt(items, metric)
 
 
 st.title("Compare", anchor=False)
@@ -38,10 +61,10 @@ if len({(config.dataset, config.train_size) for config in configs}) > 1:
 if len({config.seeds for config in configs}) > 1:
     st.warning("These arms do not share their seeds, so they are not paired.", icon=":material/warning:")
 
-results = figures.arm_results([(run.config, run.summary or {}) for run in chosen], metric)
-shared.chart(figures.overview(results, metric), figures.overview_alt(results, metric), key="compare_overview")
+figure, alt, sentence = shared.once(values, chosen, metric)
+shared.chart(figure, alt, key="compare_overview")
 if metric == "test_accuracy":
-    st.markdown(figures.overview_sentence(results, configs[0]))
+    st.markdown(sentence)
 
 st.download_button(
     "Report", lambda: page_of(chosen), "regcompare-report.html", "text/html", icon=":material/description:", on_click="ignore"
@@ -51,9 +74,8 @@ st.dataframe(tables.results_table(chosen), hide_index=True, alt="Final values of
 st.caption("Mean ± half the 95 % interval over seeds (Student's t), whole split, eval mode. Gap: training minus test accuracy.")
 
 st.subheader("Which is better?", anchor=False)
-sides = tables.arms(chosen, metric)
-compared = stats.compare_all(sides, metric)
-shared.chart(figures.forest(compared), figures.forest_alt(compared), key="compare_forest")
+compared, figure, alt = shared.once(pairs, chosen, metric)
+shared.chart(figure, alt, key="compare_forest")
 st.caption(
     "Each pair on the seeds that both have: mean difference and 95 % interval (paired t; Welch where seeds differ). "
     "Filled: better or worse after Holm's correction over all pairs. Hollow: no difference shown."
@@ -71,10 +93,8 @@ if compared:
         )
 
 st.subheader("Do the benefits add up?", anchor=False)
-together = stats.interaction(sides, metric)
-shared.chart(
-    figures.interaction_plot(sides, metric), together.verdict if together else "The interaction needs four arms.", key="compare_interaction"
-)
+together, figure = shared.once(adding_up, chosen, metric)
+shared.chart(figure, together.verdict if together else "The interaction needs four arms.", key="compare_interaction")
 if together:
     st.markdown(together.verdict)
     st.caption(
@@ -82,11 +102,11 @@ if together:
     )
 
 st.subheader("Learning curves", anchor=False)
-items = [figures.curve(record, metric, name) for name, record in zip(arm_names(configs), shared.records(chosen), strict=True)]
-shared.chart(figures.curves(items, metric), figures.curves_alt(items, metric), key="compare_curves")
+figure, alt = shared.once(learning, chosen, metric)
+shared.chart(figure, alt, key="compare_curves")
 st.caption("Line: mean over seeds. Band: 95 % interval of the mean. Training values are running means while the net learns, dropout on.")
 
-mistakes.show(shared.records(chosen))
+mistakes.show(chosen)
 
 st.subheader("What differs between the recipes", anchor=False)
 differences = tables.recipe_differences(configs)

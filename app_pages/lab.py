@@ -103,12 +103,18 @@ def heading(run: Run) -> None:
 
 def pinned(run: Run) -> list[RunFile]:
     """Other finished runs laid under the curves, picked by the reader and kept in the link."""
-    runs, titles, _ = shared.finished()
+    runs = shared.finished().runs
+    st.session_state.setdefault("lab_pins", shared.linked("pin", runs))
+    st.session_state["lab_pins"] = [key for key in st.session_state["lab_pins"] if key in runs and key != run.key]
+    titles, left_out = shared.offered(st.session_state["lab_pins"])
     names = {key: title for key, title in titles.items() if key != run.key}
-    st.session_state.setdefault("lab_pins", shared.linked("pin", names))
-    st.session_state["lab_pins"] = [key for key in st.session_state["lab_pins"] if key in names]
     chosen = st.multiselect(
-        "Pin finished runs underneath", list(names), format_func=names.__getitem__, key="lab_pins", placeholder="Pick runs to compare with"
+        "Pin finished runs underneath",
+        list(names),
+        format_func=names.__getitem__,
+        key="lab_pins",
+        placeholder="Pick runs to compare with",
+        help=left_out or None,
     )
     shared.link(pin=chosen)
     return shared.records(runs[key] for key in names if key in chosen)

@@ -1,21 +1,30 @@
 """The part of Compare that looks at test images: where the nets err, who is right where, and the other uncertainty. Not a page."""
 
 import numpy as np
+import plotly.graph_objects as go
 import streamlit as st
 
 from app_pages import shared
 from regcompare import figures, images, stats, tables
 from regcompare.config import arm_names
 from regcompare.runfile import RunFile
+from regcompare.store import Run
 
 SHOWN = 12
 
 
-def show(records: list[RunFile]) -> None:
+def confusion(runs: list[Run]) -> tuple[go.Figure, str]:
+    records = shared.records(runs)
+    return figures.confusion(records), figures.confusion_alt(records)
+
+
+def show(runs: list[Run]) -> None:
     """Confusion, both uncertainties, and for one pair of arms the images that part them."""
+    records = shared.records(runs)
+    figure, alt = shared.once(confusion, runs)
     st.subheader("Where they err", anchor=False)
     with shared.wide("confusion"):
-        shared.chart(figures.confusion(records), figures.confusion_alt(records), key="compare_confusion")
+        shared.chart(figure, alt, key="compare_confusion")
     st.caption("Test images of each digit taken for another, a net: the mean over seeds. Right answers are left out.")
     st.dataframe(tables.images_table(records), hide_index=True, alt="Both uncertainties of each arm's test accuracy")
     st.caption(

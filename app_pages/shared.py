@@ -1,8 +1,8 @@
 """What pages share: the store and cached reads of it, charts with their words, the live chart. Not a page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -21,6 +21,7 @@ from regcompare.store import Run, Store, default_url
 from regcompare.sweeps import SWEEPS, Sweep, published
 from regcompare.worker import ensure_worker
 
+T = TypeVar("T")
 STATUS_ICONS = {
     "queued": ":material/schedule:",
     "running": ":material/play_circle:",
@@ -40,6 +41,7 @@ LIVE_CSS = """.rc-live { color: var(--st-text-color); font-family: var(--st-font
 _live_chart = component(
     "regcompare_live", html=LIVE_HTML, css=LIVE_CSS, js=Path(live.__file__).with_suffix(".js").read_text(), isolate_styles=False
 )
+MOST_OFFERED = 200
 T_QUANTILES = [0.0, 0.0] + [t_quantile(n) for n in range(2, MAX_SEEDS + 1)]
 
 
@@ -63,19 +65,24 @@ def all_runs() -> tuple[Run, ...]:
 
 
 class Finished(NamedTuple):
-    """Finished runs by key, the presets first and in their order, then the rest; their titles; the presets' runs by `settings`."""
+    """Finished runs by key, the presets first and in their order, then the rest; their titles; the keys of the newest; the presets' runs by
+    `settings`."""
 
     runs: dict[str, Run]
     titles: dict[str, str]
+    newest: list[str]
     groups: list[list[Run]]
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _finished(url: str, version: str) -> Finished:
     order = {name: place for place, name in enumerate(PRESETS)}
-    runs = sorted((run for run in _runs(url, version) if run.status == "done"), key=lambda run: order.get(run.preset or "", len(order)))
+    done = [run for run in _runs(url, version) if run.status == "done"]
+    runs = sorted(done, key=lambda run: order.get(run.preset or "", len(order)))
     titles = {run.key: short_title(run.config) for run in runs}
-    return Finished({run.key: run for run in runs}, titles, settings([run for run in runs if run.preset]))
+    return Finished(
+        {run.key: run for run in runs}, titles, [run.key for run in done[:MOST_OFFERED]], settings([run for run in runs if run.preset])
+    )
 
 
 def finished() -> Finished:
@@ -95,6 +102,33 @@ def record(run: Run) -> RunFile | None:
 
 def records(runs: Iterable[Run]) -> list[RunFile]:
     return [found for run in runs if (found := record(run))]
+
+
+def offered(keep: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Titles of the runs that a control offers, and words on those left out: `keep` and the newest, `MOST_OFFERED` in all.
+
+    A list of thousands is no choice, and each session would be sent all of it.
+    """
+    found = finished()
+    if len(found.titles) <= MOST_OFFERED:
+        return found.titles, ""
+    names = {key: found.titles[key] for key in (*keep, *found.newest) if key in found.titles}
+    names = dict(list(names.items())[:MOST_OFFERED])
+    return (
+        names,
+        f"{len(names)} of {len(found.titles):,} finished runs are offered, the newest. Pick others on the Runs page: tick, Compare.",
+    )
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _once(url: str, name: str, runs: tuple[Any, ...], arguments: tuple[Any, ...], _make: Callable[[], Any]) -> Any:
+    return _make()
+
+
+def once(make: Callable[..., T], runs: Sequence[Run], *arguments: Any) -> T:
+    """`make(runs, *arguments)`, worked out once for all sessions while these runs stay as they are. Do not change what it returns."""
+    name = f"{make.__code__.co_filename}:{make.__qualname__}"
+    return _once(store().url, name, tuple((run.key, run.finished) for run in runs), arguments, lambda: make(runs, *arguments))
 
 
 def settings(runs: Sequence[Run]) -> list[list[Run]]:
@@ -215,7 +249,8 @@ def show_sweep(name: str) -> None:
 
 def choose_arms(page: str, usual: Sequence[str], also: Sequence[str] = ()) -> list[Run]:
     """Arms picked by the reader or by the link (`?arms=..`); else the presets of `usual` in the largest setting, and the keys of `also`."""
-    runs, names, groups = finished()
+    found = finished()
+    runs, groups = found.runs, found.groups
     if not runs:
         st.info("No run is finished yet. Train one in the Lab, or import run files on the Runs page.")
         st.stop()
@@ -224,8 +259,11 @@ def choose_arms(page: str, usual: Sequence[str], also: Sequence[str] = ()) -> li
     first += [one for one in also if one in runs]
     key = f"{page}_arms"
     st.session_state.setdefault(key, linked("arms", runs) or first)
-    st.session_state[key] = [one for one in st.session_state[key] if one in runs]
-    arms = st.multiselect("Arms", list(names), format_func=names.__getitem__, key=key, persist_state="session", placeholder="Pick runs")
+    st.session_state[key] = [one for one in st.session_state[key] if one in runs][:MOST_OFFERED]
+    names, left_out = offered((*st.session_state[key], *first))
+    arms = st.multiselect(
+        "Arms", list(names), format_func=names.__getitem__, key=key, persist_state="session", placeholder="Pick runs", help=left_out or None
+    )
     link(arms=[] if arms == first else arms)
     if not arms:
         st.info("Pick at least one arm to see its numbers.")

@@ -9,6 +9,7 @@ from regcompare.config import make_config, preset
 from regcompare.measurements import Measurements
 from regcompare.runfile import RunFile
 from regcompare.store import Store
+from regcompare.sweeps import SWEEPS
 
 PAGES = ("lab", "compare", "parameters", "why", "pitfalls", "runs")
 
@@ -298,7 +299,7 @@ def test_the_smallest_batch_is_trained_not_only_tested(store, published):
     assert not app.exception
     assert "What each buys" not in texts(app)
     costs = [line for line in texts(app).splitlines() if "batches of 2 in place of 64:" in line]
-    assert len(costs) == 2
+    assert len(costs) == len(SWEEPS["batch"].arms)
     assert all("(n = 8" in line for line in costs)
 
 
