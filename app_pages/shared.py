@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from streamlit.components.v2 import component
 
 from regcompare import live
-from regcompare.config import MAX_SEEDS, PRESETS, RegcompareError, preset, preset_of, setting, short_title
+from regcompare.config import MAX_SEEDS, PRESETS, RegcompareError, preset, setting, short_title
 from regcompare.figures import curve, style_of
 from regcompare.insights import Measured, SweepPoint, sweep_sentence
 from regcompare.insights import sweep as plot_sweep
@@ -138,7 +138,7 @@ def settings(runs: Sequence[Run]) -> list[list[Run]]:
         groups.setdefault(setting(run.config), []).append(run)
     return sorted(
         groups.values(),
-        key=lambda group: (-len({preset_of(run.config) for run in group}), -group[0].config.n_train, -group[0].config.epochs),
+        key=lambda group: (-len({run.preset for run in group}), -group[0].config.n_train, -group[0].config.epochs),
     )
 
 

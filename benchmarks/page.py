@@ -122,7 +122,7 @@ class Arrivals(threading.Thread):
 
 def train_on_both(store: Store, page: Page) -> list[str]:
     """Two long runs, one a core; returns their keys once both train."""
-    keys = [store.request(preset(name, epochs=900, seeds=(0, 1, 2, 3))).key for name in ("standard-bn", "bn-dropout")]
+    keys = [store.request(preset(name, epochs=200, batch_size=32, seeds=(0, 1, 2, 3))).key for name in ("standard-bn", "bn-dropout")]
     wait_until(lambda: all(store.progress(key) for key in keys), 60)
     settled(page)
     return keys

@@ -11,6 +11,7 @@ point it has (`Last-Event-ID`, or `?cursor=`) and gets what came after it, so a 
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import threading
@@ -244,6 +245,8 @@ class Live:
     async def lifespan(self, _app: Any) -> AsyncIterator[None]:
         """Say that this server is here, so that the worker stays; see to dead workers and waiting runs."""
         role, token = SERVER_ROLE + uuid.uuid4().hex[:8], uuid.uuid4().hex
+        warming = threading.Thread(target=self._warm_up, daemon=True)
+        warming.start()
         task = asyncio.create_task(self._presence(role, token))
         try:
             yield None
@@ -251,6 +254,13 @@ class Live:
             task.cancel()
             with contextlib.suppress(Exception):
                 await run_in_threadpool(shared_store(self.url()).leave_role, role, token)
+
+    def _warm_up(self) -> None:
+        """Load what the first page needs while its reader is still on the way: the libraries of the figures, and the runs."""
+        with contextlib.suppress(RegcompareError, SQLAlchemyError, OSError):  # the page says what is wrong
+            for name in ("regcompare.report", "scipy.stats"):
+                importlib.import_module(name)
+            shared_store(self.url()).runs()
 
     async def _presence(self, role: str, token: str) -> None:
         while True:
