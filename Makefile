@@ -21,6 +21,7 @@ lint: .venv/.developers
 bench: .venv/.developers
 	PYTHONPATH=. $(BIN)/python benchmarks/training.py
 	PYTHONPATH=.:tests $(BIN)/python benchmarks/page.py
+	PYTHONPATH=.:tests $(BIN)/python benchmarks/audience.py
 
 .venv/.users: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("regcompare needs Python 3.11 or newer, got %d.%d. Name one: make PYTHON=python3.12" % sys.version_info[:2])'

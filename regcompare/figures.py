@@ -3,6 +3,7 @@
 Each figure has a twin that says it in words (`..._alt`), from the same numbers, for those who cannot see it.
 """
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -54,6 +55,7 @@ METRIC_TITLES = {
 BN_TITLES = {"weight": "weight γ", "bias": "bias β", "running_mean": "running mean", "running_var": "running variance"}
 PLACE_TITLES = {"input": "input", "conv1": "conv 1", "conv2": "conv 2", "fc1": "dense 1", "fc2": "dense 2"}
 PAIR_COLOR = "#7f8794"  # a pair of arms has no arm's colour
+STRETCHES = 100  # of a long curve
 FEW_CHANNELS = 6  # up to here a density would be a lie: the points themselves are shown
 GRID = "rgba(128,128,128,.22)"
 
@@ -318,8 +320,29 @@ def curve(record: RunFile, metric: str, name: str | None = None) -> Curve:
     return Curve(name or label(config), style_of(config), record.arrays["history/epoch"][measured], mean, half, len(config.seeds))
 
 
+def _at(item: Curve, places: np.ndarray) -> Curve:
+    return item._replace(epoch=item.epoch[places], mean=item.mean[places], half=None if item.half is None else item.half[places])
+
+
+def drawn_points(item: Curve) -> np.ndarray:
+    """Indices of the points that are drawn: all, or of many the extremes of mean and band in each of `STRETCHES` stretches.
+
+    A screen has no room for more, and a peak that lasted one point still shows.
+    """
+    count = len(item.epoch)
+    if count <= 4 * STRETCHES:
+        return np.arange(count)
+    half = item.half if item.half is not None else np.zeros(count)
+    edges = np.linspace(0, count, STRETCHES + 1).astype(int)
+    kept = {0, count - 1}
+    for start, end in itertools.pairwise(edges):
+        mean, low, high = item.mean[start:end], (item.mean - half)[start:end], (item.mean + half)[start:end]
+        kept |= {start + int(place) for place in (mean.argmin(), mean.argmax(), low.argmin(), high.argmax())}
+    return np.array(sorted(kept))
+
+
 def curves(items: Sequence[Curve], metric: str) -> go.Figure:
-    """Overlaid learning curves: a line and a band, the 95 % interval of the mean over seeds."""
+    """Overlaid learning curves: a line and a band, the 95 % interval of the mean over seeds; long ones thinned (`drawn_points`)."""
     if not items:
         return empty("Pick an arm to see its curve.")
     items = [item for item in items if len(item.epoch)]
@@ -327,6 +350,9 @@ def curves(items: Sequence[Curve], metric: str) -> go.Figure:
         return empty("These runs hold no point of this measure.")
     scale, unit = scale_of(metric)
     figure = go.Figure()
+    total = sum(len(item.epoch) for item in items)
+    items = [_at(item, drawn_points(item)) for item in items]
+    drawn = sum(len(item.epoch) for item in items)
     for item in items:
         group = {"legendgroup": item.name + item.style.color}
         if item.half is not None:
@@ -349,7 +375,8 @@ def curves(items: Sequence[Curve], metric: str) -> go.Figure:
     room = 0.06 * (highest - lowest or 1)
     base(figure, 400)
     figure.update_layout(hovermode="x unified")
-    figure.update_xaxes(title="Epoch")
+    thinned = f"<br>{drawn:,} of {total:,} points: the lowest and highest of each stretch" if drawn < total else ""
+    figure.update_xaxes(title=f"Epoch{thinned}")
     figure.update_yaxes(
         title=f"{METRIC_TITLES[metric]},{unit}", range=[lowest - room, min(highest + room, 100.5) if scale == 100 else highest + room]
     )

@@ -34,6 +34,7 @@ from starlette.types import Message, Send
 
 from regcompare.config import RegcompareError
 from regcompare.measurements import Measurements
+from regcompare.memory import one_arena
 from regcompare.runfile import METRICS, RunFile
 from regcompare.store import Run, Store, default_url
 from regcompare.worker import ROLE, SERVER_ROLE, ensure_worker
@@ -244,6 +245,7 @@ class Live:
     @asynccontextmanager
     async def lifespan(self, _app: Any) -> AsyncIterator[None]:
         """Say that this server is here, so that the worker stays; see to dead workers and waiting runs."""
+        one_arena()
         role, token = SERVER_ROLE + uuid.uuid4().hex[:8], uuid.uuid4().hex
         warming = threading.Thread(target=self._warm_up, daemon=True)
         warming.start()
@@ -258,8 +260,7 @@ class Live:
     def _warm_up(self) -> None:
         """Load what the first page needs while its reader is still on the way: the libraries of the figures, and the runs."""
         with contextlib.suppress(RegcompareError, SQLAlchemyError, OSError):  # the page says what is wrong
-            for name in ("regcompare.report", "scipy.stats"):
-                importlib.import_module(name)
+            importlib.import_module("regcompare.report")
             shared_store(self.url()).runs()
 
     async def _presence(self, role: str, token: str) -> None:

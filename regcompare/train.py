@@ -1,7 +1,5 @@
 """Training as a stream of events: `train` yields, readers decide what to do with it. No callbacks, no trainer object."""
 
-import contextlib
-import ctypes
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +10,13 @@ from torch.nn import functional as F
 
 from regcompare.config import PLACES, RegcompareError, RunConfig
 from regcompare.data import Data, generator
+from regcompare.memory import keep_freed
 from regcompare.model import BN_ARRAYS, ORDER_STREAM, Folded, Stack
 
 EVAL_BATCH = 200  # measured: larger batches leave the cache, smaller ones pay for calls
 ACTIVATION_IMAGES, ACTIVATION_SAMPLES = 128, 256
 SGD_MOMENTUM = 0.9
 FIRST_EPOCH_TESTS = 4
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEEP = -1, -3, 1 << 30  # glibc's names and numbers (mallopt(3)); bytes
 Arrays = dict[str, np.ndarray]
 
 
@@ -102,16 +100,9 @@ def train(
 
 
 def one_core() -> None:
-    """Ready this process to train beside others: one thread, and memory that is kept for the next step.
-
-    Processes share the cores, and a fixed number of threads gives the same bits whatever --jobs is. A step needs the same few
-    megabytes each time; glibc would hand them back to the system and fetch them page by page again, a fifth of the step's time.
-    """
+    """Ready this process to train beside others: one thread, which also gives the same bits whatever --jobs is, and warm memory."""
     torch.set_num_threads(1)
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc: nothing to tell it
-        libc = ctypes.CDLL(None)
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(option, KEEP)
+    keep_freed()
 
 
 def train_step(net: Stack, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:

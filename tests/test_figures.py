@@ -25,7 +25,7 @@ from regcompare.figures import (
 )
 from regcompare.layers import WIDTHS
 from regcompare.runfile import BN_ARRAYS, METRICS, RunFile
-from regcompare.stats import FACTORIAL, Arm, Estimate, compare_all, estimate
+from regcompare.stats import FACTORIAL, Arm, Estimate, band, compare_all, estimate
 
 TINY = {"train_size": 100, "batch_size": 50, "epochs": 2}
 WHITE, DARK = "#ffffff", "#12161d"
@@ -466,3 +466,24 @@ def test_the_published_runs():
         assert all(preset in text for preset in PRESETS), name
     best = max(record.final("test_accuracy").mean() for record in records)
     assert f"{100 * best:.2f} ±" in figures.overview_sentence(results_of(records), records[0].config)
+
+
+def long_curve(points=1000, seeds=8, peak=537):
+    """A curve with one point that stands out."""
+    values = np.linspace(0.5, 0.9, points)[:, None] + np.linspace(-0.01, 0.01, seeds)
+    values[peak] += 0.3
+    values[peak + 40] -= 0.3
+    mean, half = band(values)
+    return Curve("long", style_of(preset("baseline")), np.arange(points) / 10, mean, half, seeds)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_extremes():
+    curve = long_curve()
+    places = figures.drawn_points(curve)
+    assert {0, 537, 577, 999} <= set(places.tolist())
+    assert len(places) <= 402
+    figure = figures.curves([curve, long_curve(50, peak=5)], "test_accuracy")
+    line = next(trace for trace in figure.data if trace.name == "long (n = 8)")
+    assert max(line.y) == pytest.approx(100 * curve.mean[537])
+    assert "of 1,050 points: the lowest and highest of each stretch" in figure.layout.xaxis.title.text
+    assert "stretch" not in figures.curves([long_curve(400, peak=5)], "test_accuracy").layout.xaxis.title.text

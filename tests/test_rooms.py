@@ -32,7 +32,7 @@ ROOMS = (
     ("store",),
     ("runfile", "schema"),
     ("layers",),
-    ("config",),
+    ("config", "memory"),
 )
 ROW = {name: number for number, row in enumerate(ROOMS) for name in row}
 FOUNDATION = {"regcompare"}  # the package itself: its version and nothing else
