@@ -51,10 +51,13 @@ def choose(selected: Run | None) -> None:
         n = f"{len(config.seeds)} net{'s' * (len(config.seeds) > 1)}"
         seconds = duration(expected_seconds(config, shared.all_runs(), cores()))
         st.caption("Cached: trained already." if cached else f"{seconds}, {n}")
-    with st.expander("Show as PyTorch", icon=":material/code:"):
-        code = script(config)
-        st.download_button("Download", code, f"{label(config).replace(', ', '-').replace(' ', '-')}.py", "text/x-python", on_click="ignore")
-        st.code(code, language="python", height=360)
+    # Its highlighter is a third of a second of a browser's time: for those who open it.
+    with st.expander("Show as PyTorch", icon=":material/code:", key="lab_code", on_change="rerun") as expander:
+        if expander.open:
+            code = script(config)
+            name = f"{label(config).replace(', ', '-').replace(' ', '-')}.py"
+            st.download_button("Download", code, name, "text/x-python", on_click="ignore")
+            st.code(code, language="python", height=360)
     for caution in cautions(config):
         st.caption(f":orange[:material/warning:] {caution}")
 

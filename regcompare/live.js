@@ -3,6 +3,7 @@
 
 const METRICS = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"];
 const CATCH_UP = 60; // steps that stacks of one run may be apart before the slower one counts as not started
+const LOAD_AFTER = 1500; // ms
 const charts = new WeakMap();
 let plotlyLoading = null;
 
@@ -90,6 +91,7 @@ class Chart {
   destroy() {
     this.close();
     clearInterval(this.themeTimer);
+    clearTimeout(this.later);
     this.observer.disconnect();
     if (window.Plotly) window.Plotly.purge(this.plot);
   }
@@ -159,12 +161,19 @@ class Chart {
     this.frame = requestAnimationFrame(() => { this.frame = null; this.drawNow(); });
   }
 
-  drawNow() {
-    if (!this.data || !this.root.isConnected) return;
+  load() {
     this.ready ??= loadPlotly(this.data.plotly);
     this.ready.catch(() => { this.ready = null; });
+  }
+
+  drawNow() {
+    if (!this.data || !this.root.isConnected) return;
     this.root.hidden = !this.data.stream;
-    if (!this.data.stream) return;
+    if (!this.data.stream) { // nothing to draw yet: get the library when the page's own figures are through with the processor
+      this.later ??= setTimeout(() => (window.requestIdleCallback ?? ((call) => call()))(() => this.load(), { timeout: 2000 }), LOAD_AFTER);
+      return;
+    }
+    this.load();
     const rows = this.rows(), width = this.root.clientWidth || 600, narrow = width < 620;
     const traces = [], mine = {};
     let lossTop = 0, accuracyLow = 100;
