@@ -145,7 +145,7 @@ def stacked(config: RunConfig, data: Data, size: int, device: str) -> Contender:
         training.one_core()
         began = synchronized(device)
         for batch in torch.randint(len(data.train_labels), (count, size, BATCH), device=device):
-            window.add(*training.train_step(net, optimizer, data.train_images[batch], data.train_labels[batch]))
+            window.add(*training.train_step(net, optimizer, *data.batch(batch)))
         seconds = synchronized(device) - began
         torch.set_num_threads(cores())
         return seconds

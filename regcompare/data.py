@@ -47,6 +47,11 @@ class Data:
     mean: float
     std: float
 
+    def batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Training images and labels at `chosen`, of its shape [...]: [..., 32, 32] and [...]."""
+        images = self.train_images.index_select(0, chosen.flatten())  # copies whole images; indexing goes pixel by pixel
+        return images.view(*chosen.shape, *images.shape[1:]), self.train_labels[chosen]
+
 
 def generator(seed: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator owned by `seed`. Streams: 0 initial weights, 1 data order, 2 dropout masks, 3 the train subset."""

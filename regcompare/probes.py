@@ -102,7 +102,7 @@ def training_steps(config: RunConfig, data: Data, net: Stack) -> Iterator[int]:
         shuffled = torch.stack([torch.randperm(config.n_train, generator=order) for order in orders])
         for index in range(config.steps_per_epoch):
             batch = shuffled[:, index * config.batch_size : (index + 1) * config.batch_size]
-            train_step(net, optimizer, data.train_images[batch], data.train_labels[batch])
+            train_step(net, optimizer, *data.batch(batch))
             yield epoch * config.steps_per_epoch + index + 1
 
 

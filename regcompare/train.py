@@ -90,7 +90,7 @@ def train(
         shuffled = torch.stack([torch.randperm(config.n_train, generator=order) for order in orders]).to(device)
         for index in range(config.steps_per_epoch):
             batch = shuffled[:, index * config.batch_size : (index + 1) * config.batch_size]
-            window.add(*train_step(net, optimizer, data.train_images[batch], data.train_labels[batch]))
+            window.add(*train_step(net, optimizer, *data.batch(batch)))
             step = epoch * config.steps_per_epoch + index + 1
             if pace.is_point(step):
                 test = score(net.folded(), data.test_images, data.test_labels) if pace.is_test(step) else None

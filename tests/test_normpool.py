@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from regcompare.normpool import norm_pool_relu
+from regcompare.normpool import compiled, norm_pool_relu
 
 
 def arguments(channels=6, batch=11, signs=(1.0,)):
@@ -43,3 +43,29 @@ def test_a_second_backward_pass_is_refused():
     out.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def test_statistics_keep_their_digits_in_float32():
+    """PyTorch's own, channels last on the CPU, adds 50,000 values one after the other and loses four digits."""
+    x = torch.randn(64, 24, 28, 28, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last) + 3
+    mean, var = torch.zeros(24), torch.zeros(24)
+    norm_pool_relu(x, torch.ones(24), torch.zeros(24), mean, var, 1.0, 1e-5)
+    torch.testing.assert_close(mean, x.double().mean((0, 2, 3)).float(), rtol=3e-7, atol=0)
+    torch.testing.assert_close(var, x.double().var((0, 2, 3)).float(), rtol=3e-6, atol=0)
+
+
+def test_equal_values_pass_the_gradient_to_the_first():
+    x = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    x.data[..., ::2] = 1.0
+    found = []
+    for call in (norm_pool_relu, lambda x, w, b, m, v, p, e: F.max_pool2d(F.batch_norm(x, m, v, w, b, True, p, e), 2).relu()):
+        own = (x * 1).contiguous(memory_format=torch.channels_last)
+        out = call(own, torch.tensor([1.0, -1.0, 2.0]), torch.ones(3), torch.zeros(3), torch.ones(3), 0.1, 1e-5)
+        found.append(torch.autograd.grad((out * torch.arange(24.0).view(out.shape)).sum(), x)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_without_a_folder_for_machine_code_it_is_compiled_all_the_same():
+    names = {}
+    exec("def twice(x): return 2 * x", names)  # in no file: Numba finds no folder for it, as on a read-only disk
+    assert compiled(names["twice"])(21) == 42

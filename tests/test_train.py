@@ -12,7 +12,7 @@ from test_model import SEEDS, apart, pixels, plain_training, stack_training
 from torch.nn import functional as F
 
 from regcompare.config import PRESETS, preset
-from regcompare.data import generator, load
+from regcompare.data import Data, generator, load
 from regcompare.model import BN_ARRAYS, LeNet5, Stack, unstack
 from regcompare.train import EpochEnded, Finished, Point, Started, TrainingFailed, make_optimizer, train, train_step
 
@@ -48,24 +48,22 @@ def assert_same_bits(a, b):
         assert (value.dtype, value.shape, value.tobytes()) == (b[name].dtype, b[name].shape, b[name].tobytes()), name
 
 
-class Recorded(torch.Tensor):
-    """Training images that note which of them are asked for."""
+@dataclasses.dataclass(frozen=True)
+class Recorded(Data):
+    """Data that notes which training images are asked for."""
 
-    asked: list
+    asked: list = dataclasses.field(default_factory=list)
 
-    def __getitem__(self, index):
-        if isinstance(index, torch.Tensor):
-            self.asked.append(index.clone())
-        return self.as_subclass(torch.Tensor)[index]
+    def batch(self, chosen):
+        self.asked.append(chosen.clone())
+        return super().batch(chosen)
 
 
 def batches_of(config):
     """The image numbers of each step, [K, B]."""
-    data = load(config)
-    images = data.train_images.clone().as_subclass(Recorded)
-    images.asked = []
-    list(train(config, dataclasses.replace(data, train_images=images)))
-    return images.asked
+    data = Recorded(**load(config).__dict__)
+    list(train(config, data))
+    return data.asked
 
 
 def test_events_come_in_order():
@@ -105,7 +103,7 @@ def test_live_points_are_means_since_the_point_before():
     steps = []
     for _ in range(config.epochs):
         for batch in torch.stack([torch.randperm(1000, generator=source) for source in sources]).split(64, 1):
-            steps.append(torch.stack(train_step(net, optimizer, data.train_images[batch], data.train_labels[batch])))
+            steps.append(torch.stack(train_step(net, optimizer, *data.batch(batch))))
     before = 0
     for point in of_type(events_of(config), Point):
         loss, accuracy = torch.stack(steps[before : point.step]).double().mean(0)
