@@ -426,24 +426,18 @@ def violins(records: Sequence[RunFile], array: str, epoch: int | None = None) ->
 def _violin(name: str, config: RunConfig, values: np.ndarray, listed: bool) -> go.Box | go.Violin:
     """Values [K, C]: a density where it stands on enough channels, else the points themselves."""
     style = style_of(config)
-    seeds, channels = np.meshgrid(config.seeds, np.arange(values.shape[1]), indexing="ij")
-    common = {
-        "y": values.ravel(),
-        "x": [name] * values.size,
-        "name": name,
-        "legendgroup": name,
-        "showlegend": listed,
-        "customdata": np.stack([seeds.ravel(), channels.ravel()], -1),
-        "hovertemplate": f"{name}<br>%{{y:.4f}} (seed %{{customdata[0]}}, channel %{{customdata[1]}})<extra></extra>",
-        "marker": {"color": style.color, "size": 5, "opacity": 0.65, "symbol": style.symbol},
-    }
+    common = {"y": values.ravel(), "x0": name, "name": name, "legendgroup": name, "showlegend": listed}
     if values.shape[-1] <= FEW_CHANNELS:
+        seeds, channels = np.meshgrid(config.seeds, np.arange(values.shape[1]), indexing="ij")
         clear = "rgba(0,0,0,0)"
-        return go.Box(**common, boxpoints="all", jitter=0.6, pointpos=0, fillcolor=clear, line={"color": clear})
+        points = {
+            "customdata": np.stack([seeds.ravel(), channels.ravel()], -1),
+            "hovertemplate": f"{name}<br>%{{y:.4f}} (seed %{{customdata[0]}}, channel %{{customdata[1]}})<extra></extra>",
+            "marker": {"color": style.color, "size": 5, "opacity": 0.65, "symbol": style.symbol},
+        }
+        return go.Box(**common, **points, boxpoints="all", jitter=0.6, pointpos=0, fillcolor=clear, line={"color": clear})
     line = {"color": style.color, "width": 1.5}
-    return go.Violin(
-        **common, points=False, box_visible=True, meanline_visible=True, spanmode="hard", line=line, fillcolor=rgba(style.color, 0.3)
-    )
+    return go.Violin(**common, points=False, box_visible=True, spanmode="hard", line=line, fillcolor=rgba(style.color, 0.3))
 
 
 def violins_alt(records: Sequence[RunFile], array: str, epoch: int | None = None) -> str:
@@ -531,9 +525,9 @@ def activations(records: Sequence[RunFile]) -> go.Figure:
                 continue
             shares.append(f"{100 * float((values == 0).mean()):.0f} %")
             look = {"line": {"color": style.color, "width": 1.5}, "fillcolor": rgba(style.color, 0.3), "points": False}
-            named = {"name": name, "legendgroup": name, "showlegend": name not in listed, "spanmode": "hard", "meanline_visible": True}
+            named = {"name": name, "legendgroup": name, "showlegend": name not in listed, "spanmode": "hard", "box_visible": True}
             active = values[values != 0]
-            figure.add_trace(go.Violin(y=active, x=[name] * active.size, **look, **named, hoveron="violins"), row=1, col=column)
+            figure.add_trace(go.Violin(y=active, x0=name, **look, **named, hoveron="violins"), row=1, col=column)
             listed.add(name)
         figure.update_xaxes(tickvals=names, ticktext=shares, title="at zero", title_standoff=4, showgrid=False, row=1, col=column)
     base(figure, 380, legend=len(records) > 1)
