@@ -91,6 +91,13 @@ def base(figure: go.Figure, height: int, legend: bool = True) -> go.Figure:
     return figure
 
 
+def columns(figure: go.Figure, height: int, legend: bool, bottom: int) -> go.Figure:
+    """`base` for a row of subplots, with room for labels set beforehand: to measure them plotly.js would draw all twice."""
+    base(figure, height, legend)
+    figure.update_layout(margin={"t": 72 if legend else 36, "l": 64, "b": bottom}, legend_y=1.12)
+    return figure.update_xaxes(automargin=False).update_yaxes(automargin=False)
+
+
 def empty(message: str, height: int = 320) -> go.Figure:
     """A figure with its frame and a sentence instead of data."""
     figure = base(go.Figure(), height, legend=False)
@@ -416,8 +423,7 @@ def violins(records: Sequence[RunFile], array: str, epoch: int | None = None) ->
             values = history[min(epoch if epoch is not None else len(history) - 1, len(history) - 1)]
             figure.add_trace(_violin(name, record.config, values, name not in shown).update(legendrank=rank), row=1, col=column)
             shown.add(name)
-    base(figure, 320, legend=len(shown) > 1)
-    figure.update_layout(violingap=0.15, margin={"t": 72 if len(shown) > 1 else 36}, legend_y=1.12)
+    columns(figure, 320, len(shown) > 1, bottom=12).update_layout(violingap=0.15)
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
     figure.update_yaxes(title=BN_TITLES[array], col=1)
     return figure
@@ -488,8 +494,7 @@ def drift(records: Sequence[RunFile], array: str) -> go.Figure:
             trace = go.Scatter(x=epochs, y=middle, line=line, mode="lines", **listed)
             figure.add_trace(trace, row=1, col=column)
             shown.add(name)
-    base(figure, 300, legend=len(shown) > 1)
-    figure.update_layout(margin={"t": 72 if len(shown) > 1 else 36}, legend_y=1.16)
+    columns(figure, 300, len(shown) > 1, bottom=48)
     figure.update_xaxes(title="Epoch")
     figure.update_yaxes(title=BN_TITLES[array], col=1)
     return figure
@@ -530,8 +535,7 @@ def activations(records: Sequence[RunFile]) -> go.Figure:
             figure.add_trace(go.Violin(y=active, x0=name, **look, **named, hoveron="violins"), row=1, col=column)
             listed.add(name)
         figure.update_xaxes(tickvals=names, ticktext=shares, title="at zero", title_standoff=4, showgrid=False, row=1, col=column)
-    base(figure, 380, legend=len(records) > 1)
-    figure.update_layout(margin={"t": 72 if len(records) > 1 else 36}, legend_y=1.12)
+    columns(figure, 380, len(records) > 1, bottom=60)
     figure.update_yaxes(title="activation", col=1)
     return figure
 
