@@ -35,7 +35,7 @@ from starlette.types import Message, Send
 
 from regcompare.config import RegcompareError
 from regcompare.measurements import Measurements
-from regcompare.memory import one_arena
+from regcompare.memory import give_back, one_arena
 from regcompare.runfile import METRICS, RunFile
 from regcompare.store import Run, Store, default_url
 from regcompare.worker import ROLE, SERVER_ROLE, ensure_worker
@@ -288,5 +288,6 @@ class Live:
         store = shared_store(self.url())
         store.try_role(role, token, info=str(os.getpid()))
         store.reap()
+        give_back()
         if store.runs(["queued", "interrupted"]) or Measurements(store).waiting():
             ensure_worker(store)

@@ -32,7 +32,6 @@ POLL = 0.03  # seconds between turns: half of it is what a click waits for its c
 BEAT = 1.0  # seconds between heartbeats
 IDLE_LEAVE = 6.0  # seconds without work and without a page server, then the worker leaves
 CHECKPOINT_EVERY = 2.0  # seconds between a stack's checkpoints, made at epochs' ends: what a killed process trains again
-NICENESS = 10  # of training processes: a tenth of a page's share of a core that both want, all of one that none wants
 MAX_ATTEMPTS = 3  # a run that loses its training process this often is failed, not tried again
 ROLE, SERVER_ROLE, STARTING_ROLE = "worker", "server:", "starting"
 log = logging.getLogger("regcompare.worker")
@@ -141,10 +140,8 @@ def _own_version() -> str:
     return __version__
 
 
-def start_training_process() -> None:
-    """Let pages go first, and end this process when its parent is gone: a killed dispatcher cannot tell it to."""
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
+def leave_with_parent() -> None:
+    """End this training process when its parent is gone: a killed dispatcher cannot tell it to."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -189,7 +186,7 @@ class Worker:
         if self.pool is None:
             from loky import ProcessPoolExecutor
 
-            self.pool = ProcessPoolExecutor(self.jobs, timeout=None, initializer=start_training_process)
+            self.pool = ProcessPoolExecutor(self.jobs, timeout=None, initializer=leave_with_parent)
             for _ in range(self.jobs):
                 self.pool.submit(warm_up, self.url)
         return self.pool
