@@ -7,9 +7,11 @@ import argparse
 import json
 import time
 
+import numpy as np
 import sqlalchemy as sa
 
 from regcompare.config import PRESETS, make_config, preset_of
+from regcompare.runfile import METRICS, RunFile
 from regcompare.schema import artifacts, points, runs
 from regcompare.store import Store
 
@@ -49,6 +51,29 @@ def fill(url: str, how_many: int, points_each: int) -> None:
                     sa.insert(points), [{"key": row["key"], "stack": 0, "step": step, "value": value} for step in range(1, points_each + 1)]
                 )
     store.close()
+
+
+def overlay(url: str, arms: int, points_each: int) -> list[str]:
+    """Add `arms` finished runs of eight seeds whose histories hold `points_each` points, all measured; returns their keys."""
+    store = Store(url)
+    store.import_published()
+    shipped = [run for run in store.runs() if run.preset in PRESETS and run.config.steps >= points_each]
+    keys = []
+    for number in range(arms):
+        record = store.record(shipped[number % len(shipped)].key)
+        assert record is not None
+        config = make_config(record.config.model_dump() | {"lr": 0.03 + number / 1000})
+        steps = np.linspace(1, config.steps, points_each).astype(np.int64)
+        arrays = dict(record.arrays) | {"history/step": steps, "history/epoch": steps / config.steps_per_epoch}
+        for metric in METRICS:
+            kept = ~np.isnan(record.history(metric)).any(1)
+            arrays[f"history/{metric}"] = np.stack(
+                [np.interp(steps, record.arrays["history/step"][kept], column) for column in record.history(metric)[kept].T], 1
+            ).astype(np.float32)
+        facts = record.facts | {"config": json.loads(config.canonical_json())}
+        keys.append(store.import_file(RunFile(arrays, facts).to_bytes()).key)
+    store.close()
+    return keys
 
 
 def main() -> None:
