@@ -668,3 +668,17 @@ def test_a_server_lives_without_its_store(tmp_path):
     one = Server(f"sqlite:///{tmp_path}/no_database")
     assert one.get("/api/runs/x/stream")[0] == 503
     one.stop()
+
+
+def test_a_server_sends_what_it_has_at_once(tmp_path):
+    """Streamlit's listening socket leaves Nagle's algorithm on: each answer's body then waited 40 ms for its header's receipt."""
+
+    async def in_a_server_that_starts():
+        async with Live(lambda: f"sqlite:///{tmp_path / 'store.db'}").lifespan(None):
+            with closing(socket.create_connection(listening.getsockname())), closing(listening.accept()[0]) as connection:
+                return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        assert on_a_loop_of_its_own(in_a_server_that_starts())
