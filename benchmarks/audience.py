@@ -161,6 +161,7 @@ def measure(folder: Path, minutes: float) -> dict[str, float]:
             "page reaction of stand-ins, p95": p95(times),
             "training slowed by, share": 1 - together / statistics.mean(alone),
             "page server at the start, MB": memory[0],
+            "page server halfway, MB": memory[len(memory) // 2],
             "page server at the end, MB": memory[-1],
             "minutes": minutes,
         }
