@@ -1,6 +1,6 @@
 """A store of many finished runs, for measuring pages: copies of the shipped ones under other learning rates.
 
-python -m benchmarks.many sqlite:////tmp/many.db --runs 10000 --points 200
+python -m benchmarks.many sqlite:///many.db --runs 10000 --points 200
 """
 
 import argparse

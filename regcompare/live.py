@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -215,9 +216,11 @@ def send_at_once() -> None:
     asyncio does it only for sockets made with an explicit protocol, and Streamlit's is not: the body of every answer then waits
     for the receipt of its header, up to 40 ms.
     """
-    with contextlib.suppress(OSError):  # no /dev/fd: answers come later, but come
-        for number in os.listdir("/dev/fd"):
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number))) as one:  # not all are sockets
+    for number in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ():
+        with contextlib.suppress(OSError):  # one that was open for the listing only
+            if not stat.S_ISSOCK(os.fstat(int(number)).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(number))) as one:
                 if one.family in (socket.AF_INET, socket.AF_INET6) and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

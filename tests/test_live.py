@@ -24,7 +24,7 @@ from starlette.requests import Request
 
 from regcompare import live as live_module
 from regcompare.config import preset
-from regcompare.live import PLOTLY_JS, PLOTLY_ROUTE, POLL, Feed, Live, encode_history, shared_store
+from regcompare.live import PLOTLY_JS, PLOTLY_ROUTE, POLL, Feed, Live, encode_history, send_at_once, shared_store
 from regcompare.runfile import METRICS, RunFile
 from regcompare.store import Store
 from regcompare.worker import ROLE, SERVER_ROLE
@@ -682,3 +682,10 @@ def test_a_server_sends_what_it_has_at_once(tmp_path):
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         assert on_a_loop_of_its_own(in_a_server_that_starts())
+
+
+def test_looking_for_sockets_leaves_no_file_open(tmp_path):
+    with (tmp_path / "no_socket").open("w"):
+        before = os.listdir("/dev/fd")
+        send_at_once()
+        assert len(os.listdir("/dev/fd")) == len(before)

@@ -65,6 +65,18 @@ def test_equal_values_pass_the_gradient_to_the_first():
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("channels", [3, 40])  # fewer and more than a vector register holds
+def test_a_number_that_is_none_reaches_the_loss(bad, channels):
+    """`checked` can stop a training only if ReLU does not turn it into zero."""
+    x = torch.randn(4, channels, 4, 4).contiguous(memory_format=torch.channels_last)
+    x[1, 1, 0, 0] = bad
+    one, zero = torch.ones(channels), torch.zeros(channels)
+    out = norm_pool_relu(x, one, zero, zero.clone(), one.clone(), 0.1, 1e-5)
+    assert out[:, 1].isnan().all()
+    assert out[:, 2].isfinite().all()
+
+
 def test_without_a_folder_for_machine_code_it_is_compiled_all_the_same():
     names = {}
     exec("def twice(x): return 2 * x", names)  # in no file: Numba finds no folder for it, as on a read-only disk
