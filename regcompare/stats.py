@@ -1,15 +1,14 @@
 """Arrays in, numbers out: means with intervals, tests of pairs, the interaction, verdicts. Knows no figure, no store, no torch.
 
-scipy.stats and statsmodels are imported where they are used: they would cost every page server 60 MB from its first page on.
+The distributions are scipy.special's, the tests' few formulas stand here: scipy.stats and statsmodels would cost a page server 45 MB
+and its first comparison most of a second. `tests/test_stats.py` holds every formula to theirs.
 """
 
-import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, nctdtr, ndtri, stdtr, stdtrit
 
 from regcompare.config import FACTORIAL
 
@@ -98,8 +97,8 @@ MIN_SEEDS = 3  # below, an interval is so wide (t = 12.7 at n = 2) that no verdi
 class Comparison(NamedTuple):
     """Arm `a` against arm `b` in one metric. p values are two-sided; those that do not exist are None.
 
-    `p`: paired t where the seeds are shared (Student 1908), else Welch (1947). `p_wilcoxon`: signed ranks (Wilcoxon 1945), exact
-    where it can be; paired only. `p_holm`: `p` after Holm (1979) over the family. `p_floor`: the least that a two-sided sign-flip test
+    `p`: paired t where the seeds are shared (Student 1908), else Welch (1947). `p_wilcoxon`: signed ranks (Wilcoxon 1945), exact,
+    ties included; paired only. `p_holm`: `p` after Holm (1979) over the family. `p_floor`: the least that a two-sided sign-flip test
     of n pairs can give, 2^(1-n). `effect`: mean difference over its standard deviation (Cohen's d_z; unpaired: over the pooled one).
     `needed`: seeds for 80 % power to detect 0.1 points (0.001 nats). `verdict`: a sentence, never stronger than these numbers.
     """
@@ -134,8 +133,6 @@ def compare_all(arms: Sequence[Arm], metric: str) -> list[Comparison]:
 
 def compare(a: Arm, b: Arm, metric: str) -> Comparison:
     """a against b alone; paired on the seeds they share if there are at least two, else by Welch's test."""
-    from scipy import stats
-
     shared = sorted(set(a.seeds) & set(b.seeds))
     paired = len(shared) >= 2 or (len(shared) == 1 and len(a.seeds) == len(b.seeds) == 1)
     if paired:
@@ -143,7 +140,7 @@ def compare(a: Arm, b: Arm, metric: str) -> Comparison:
         gain = difference(first, second)
         spread = float((first - second).std(ddof=1)) if gain.n > 1 else None
         p = _p_of_t(gain.mean, spread, gain.n)
-        p_wilcoxon = float(np.asarray(stats.wilcoxon(first, second))[1]) if gain.n > 1 and (first != second).any() else None
+        p_wilcoxon = _signed_ranks(first - second) if gain.n > 1 and (first != second).any() else None
         floor = 2.0 ** (1 - gain.n)
     else:
         gain, p, spread = _welch(np.asarray(a.values, float), np.asarray(b.values, float))
@@ -163,38 +160,69 @@ def _p_of_t(mean: float, spread: float | None, n: int) -> float | None:
     return float(2 * stdtr(n - 1, -abs(mean) * n**0.5 / spread))
 
 
-def _welch(a: np.ndarray, b: np.ndarray) -> tuple[Estimate, float | None, float | None]:
-    """Difference of means with Welch's interval, its p, and the pooled standard deviation; n is the smaller arm's."""
-    from scipy import stats
+def _signed_ranks(differences: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test (1945), from the distribution of the rank sum over all 2^n signs; no zero counts."""
+    sizes = np.abs(differences[differences != 0])
+    # Twice the mean rank of each size among all, ties included: a whole number.
+    ranks = (sizes[:, None] > sizes).sum(1) + (sizes[:, None] >= sizes).sum(1) + 1
+    chance = np.ones(1)  # of each sum of the ranks that are positive
+    for rank in ranks:
+        padded = np.zeros(rank)
+        chance = (np.concatenate([chance, padded]) + np.concatenate([padded, chance])) / 2
+    found = int(ranks[differences[differences != 0] > 0].sum())
+    return min(1.0, 2 * float(min(chance[: found + 1].sum(), chance[found:].sum())))
 
+
+def _welch(a: np.ndarray, b: np.ndarray) -> tuple[Estimate, float | None, float | None]:
+    """Difference of means with Welch's interval (1947), its p, and the pooled standard deviation; n is the smaller arm's."""
     n, mean = min(a.size, b.size), float(a.mean() - b.mean())
     if n < 2:
         return Estimate(mean, None, None, n), None, None
-    pooled = float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
+    variances = np.array([a.var(ddof=1), b.var(ddof=1)])
+    pooled = float(np.sqrt(variances.mean()))
     if pooled == 0:
         return Estimate(mean, mean, mean, n), _p_of_t(mean, 0.0, n), None
-    test: Any = stats.ttest_ind(a, b, equal_var=False)
-    interval = test.confidence_interval(LEVEL)
-    return Estimate(mean, float(interval.low), float(interval.high), n), float(test.pvalue), pooled
+    parts = variances / [a.size, b.size]
+    error = float(np.sqrt(parts.sum()))
+    freedom = parts.sum() ** 2 / (parts**2 / [a.size - 1, b.size - 1]).sum()
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return Estimate(mean, mean - half, mean + half, n), float(2 * stdtr(freedom, -abs(mean) / error)), pooled
 
 
 def seeds_needed(spread: float, effect: float, paired: bool) -> int:
-    """Seeds (an arm, if unpaired) for 80 % power to detect `effect` at the 5 % level, two-sided t-test, given the spread."""
-    from statsmodels.stats.power import TTestIndPower, TTestPower
+    """Seeds (an arm, if unpaired) for 80 % power to detect `effect` at the 5 % level, two-sided t-test, given the spread.
 
-    with warnings.catch_warnings():  # for a tiny spread it warns that two seeds are already too many
-        warnings.simplefilter("ignore")
-        needed = (TTestPower() if paired else TTestIndPower()).solve_power(effect / spread, alpha=ALPHA, power=POWER)
-    found = float(np.asarray(needed).ravel()[0])
-    return max(2, math.ceil(found)) if np.isfinite(found) else 2
+    The power is that of the noncentral t distribution (Cohen 1988, chapter 2).
+    """
+
+    def enough(n: int) -> bool:
+        freedom, center = (n - 1, effect / spread * n**0.5) if paired else (2 * n - 2, effect / spread * (n / 2) ** 0.5)
+        critical = -stdtrit(freedom, ALPHA / 2)
+        if not np.isfinite(critical) or center > critical + 40:  # far beyond, where the distribution function has no digits
+            return bool(center > critical)
+        return bool(1 - nctdtr(freedom, center, critical) + nctdtr(freedom, center, -critical) >= POWER)
+
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) adjusted p values [n] of a family `p` [n]."""
+    order = np.argsort(p)
+    adjusted = np.empty(p.size)
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.arange(p.size, 0, -1) * p[order]), 1)
+    return adjusted
 
 
 def adjust(family: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with Holm's p over the family, and verdicts that rest on it."""
-    from statsmodels.stats.multitest import multipletests
-
     tested = [one.p for one in family if one.p is not None]
-    adjusted = iter(np.asarray(multipletests(tested, ALPHA, method="holm")[1]) if tested else ())
+    adjusted = iter(holm(np.array(tested)))
     out = []
     for one in family:
         one = one._replace(p_holm=None if one.p is None else float(next(adjusted)))
@@ -320,10 +348,10 @@ def optimism(test_accuracy: np.ndarray, epoch: np.ndarray) -> np.ndarray:
 
 def binomial(correct: int, images: int) -> Estimate:
     """Share of test images that a net gets right, with Wilson's (1927) 95 % interval; n is the number of images."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = np.array(proportion_confint(correct, images, ALPHA, method="wilson"))
-    return Estimate(correct / images, float(low), float(high), images)
+    share, z2 = correct / images, float(ndtri((1 + LEVEL) / 2)) ** 2 / images
+    center = (share + z2 / 2) / (1 + z2)
+    half = (z2 * (share * (1 - share) + z2 / 4)) ** 0.5 / (1 + z2)
+    return Estimate(share, max(0.0, center - half), min(1.0, center + half), images)
 
 
 class Disagreement(NamedTuple):
@@ -340,11 +368,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> Disagreement:
     Raises:
         ValueError: they are not of one length.
     """
-    from statsmodels.stats.contingency_tables import mcnemar as exact
-
     if a.shape != b.shape:
         raise ValueError(f"both nets must be tested on the same images, got {a.size} and {b.size}")
     only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    table = [[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]]
-    result: Any = exact(table, exact=True)
-    return Disagreement(only_a, only_b, float(result.pvalue))
+    return Disagreement(only_a, only_b, min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5))))

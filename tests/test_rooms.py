@@ -168,6 +168,9 @@ def test_a_page_server_has_no_torch_in_memory():
             "import importlib, sys, logging",
             "logging.disable(logging.CRITICAL)",
             f"[importlib.import_module(name) for name in {modules + HELPERS!r}]",
+            "from regcompare.stats import Arm, binomial, compare_all",
+            "compare_all([Arm(name, range(i, i + 4), (0.1, 0.3, i, 0.2)) for i, name in enumerate('abcdef')], 'test_loss')",
+            "binomial(9, 10)",  # statistics, too, do without the two libraries
             "print(*sorted({'torch', 'torchvision', 'mlxtend', 'scipy.stats', 'statsmodels'} & set(sys.modules)))",
             f"print(len([name for name in {modules!r} if name in sys.modules]))",
         ]

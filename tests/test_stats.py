@@ -21,6 +21,7 @@ from regcompare.stats import (
     compare_all,
     difference,
     estimate,
+    holm,
     interaction,
     mcnemar,
     nats,
@@ -168,10 +169,77 @@ def test_pairs_are_found_by_seed_not_by_place():
 
 
 @pytest.mark.parametrize(("spread", "paired", "seeds"), [(0.001, True, 10), (0.001, False, 17), (0.002, False, 64), (1e-9, True, 2)])
-@pytest.mark.filterwarnings("ignore::statsmodels.tools.sm_exceptions.ConvergenceWarning")
 def test_seeds_needed(spread, paired, seeds):
     """Cohen (1988): an effect of one deviation needs 10 pairs or 17 an arm, of half a deviation 64 an arm, for 80 % power."""
     assert seeds_needed(spread, 0.001, paired) == seeds
+
+
+# The formulas of our own against the libraries that pages do not load
+
+
+@settings(max_examples=60)
+@given(st.integers(2, 50), st.integers(0, 2**32))
+def test_signed_ranks_are_scipys(n, seed):
+    """Without ties up to where scipy is exact, with ties and zeros where it tries every sign."""
+    a, b = np.random.default_rng(seed).normal(0, 1, (2, n))
+    found = compare(Arm("a", range(n), a + 0.3), Arm("b", range(n), b), "test_loss")
+    assert found.p_wilcoxon == pytest.approx(scipy_stats.wilcoxon(a + 0.3, b, method="exact").pvalue, rel=1e-9)
+    tied = np.random.default_rng(seed).integers(-2, 4, min(n, 10)).astype(float)
+    if (tied != 0).sum() > 1:
+        found = compare(Arm("a", range(tied.size), tied), Arm("b", range(tied.size), 0 * tied), "test_loss")
+        signs = scipy_stats.PermutationMethod(n_resamples=np.inf)
+        assert found.p_wilcoxon == pytest.approx(scipy_stats.wilcoxon(tied[tied != 0], method=signs).pvalue, rel=1e-9)
+
+
+@settings(max_examples=60)
+@given(st.integers(2, 12), st.integers(2, 12), st.floats(0.1, 10), st.integers(0, 2**32))
+def test_welchs_test_is_scipys(n, m, spread, seed):
+    random = np.random.default_rng(seed)
+    a, b = random.normal(0.5, 1, n), random.normal(0, spread, m)
+    oracle = scipy_stats.ttest_ind(a, b, equal_var=False)
+    found = compare(Arm("a", range(n), a), Arm("b", range(100, 100 + m), b), "test_loss")
+    assert found.p == pytest.approx(oracle.pvalue, rel=1e-9)
+    assert tuple(found.difference[1:3]) == pytest.approx(tuple(oracle.confidence_interval(0.95)), rel=1e-9, abs=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=45))
+def test_holm_is_statsmodels(p):
+    from statsmodels.stats.multitest import multipletests
+
+    np.testing.assert_allclose(holm(np.array(p)), multipletests(p, method="holm")[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("effect", [0.002, 0.05, 0.1, 0.3, 0.5, 0.8, 1.2, 2.0, 3.0, 5.0, 8.0, 1e3, 1e9])
+def test_the_power_is_statsmodels(effect, paired):
+    """The number found has the power, by statsmodels' own function, and one less has not."""
+    from statsmodels.stats.power import TTestIndPower, TTestPower
+
+    power = (TTestPower() if paired else TTestIndPower()).power
+    n = seeds_needed(1 / effect, 1.0, paired)
+    if effect < 100:  # beyond, its distribution function overflows
+        assert power(effect, n, 0.05) >= 0.8
+        assert n == 2 or not power(effect, n - 1, 0.05) >= 0.8  # it is NaN for 8 deviations and two pairs
+    else:
+        assert n == 2
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_wilsons_interval_is_statsmodels(images, share):
+    from statsmodels.stats.proportion import proportion_confint
+
+    correct = round(share * images)
+    oracle = proportion_confint(correct, images, 0.05, method="wilson")
+    assert tuple(binomial(correct, images)[1:3]) == pytest.approx(oracle, rel=1e-9, abs=1e-12)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
+def test_mcnemar_is_statsmodels(only_a, only_b, both):
+    from statsmodels.stats.contingency_tables import mcnemar as oracle
+
+    a = np.repeat([True, False, True], [only_a, only_b, both])
+    b = np.repeat([False, True, True], [only_a, only_b, both])
+    assert mcnemar(a, b).p == pytest.approx(oracle([[both, only_a], [only_b, 0]], exact=True).pvalue, rel=1e-9)
 
 
 # Laws
@@ -394,9 +462,8 @@ def test_verdicts_are_wrong_as_often_as_they_admit():
     assert said / len(draws) == pytest.approx(0.05, abs=3 * (0.05 * 0.95 / len(draws)) ** 0.5)
 
 
-def test_a_family_of_verdicts_is_wrong_in_one_study_of_twenty_at_most(monkeypatch):
+def test_a_family_of_verdicts_is_wrong_in_one_study_of_twenty_at_most():
     """300 studies of five arms that do not differ: Holm keeps studies with any claim at 5 % or less (within three standard errors)."""
-    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels calls it in every correction: 15 s here
     draws = np.random.default_rng(12).normal(0.98, 0.002, (300, 5, 8))
     wrong = 0
     for study in draws:
