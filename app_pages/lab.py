@@ -1,5 +1,7 @@
 """Lab: the five arms at a glance, a recipe, Train, live curves, and at the end the numbers and the violins."""
 
+import time
+
 import streamlit as st
 
 from app_pages import recipe, shared
@@ -15,11 +17,16 @@ from regcompare.worker import cores, ensure_worker
 
 store = shared.store()
 ensure_worker(store)  # warm before the first click
+ADDRESS_LAG = 3.0  # seconds that a browser may take to learn the address that a click led to
 
 
 def shown_run() -> Run | None:
     """The run that the link names. A session that begins with a link gets that run's recipe into its controls."""
     key = st.query_params.get("run")
+    left, chosen, until = st.session_state.get("lab_went", (None, None, 0.0))
+    if key == left and time.monotonic() < until:  # something else, a run's end say, asked for the page from the address before
+        key = chosen
+        shared.link(run=key)
     run = store.run(key) if key else None
     if key and run is None:
         st.warning(f"There is no run '{key[:40]}' in this store. The Runs page lists all of them.", icon=":material/link_off:")
@@ -27,6 +34,13 @@ def shown_run() -> Run | None:
         recipe.load(run.config)
         st.session_state["lab_last"] = run.key
     return run
+
+
+def go(key: str | None) -> None:
+    """Show that run, or none, from now on."""
+    st.session_state["lab_went"] = st.query_params.get("run"), key, time.monotonic() + ADDRESS_LAG
+    shared.link(run=key)
+    st.rerun()
 
 
 def choose(selected: Run | None) -> None:
@@ -41,8 +55,7 @@ def choose(selected: Run | None) -> None:
     changed = st.session_state.get("lab_last") not in (None, config.key())
     st.session_state["lab_last"] = config.key()
     if changed and run and run.status == "done" and not (selected and selected.status in OPEN):
-        shared.link(run=run.key)
-        st.rerun()
+        go(run.key)
     cached = run is not None and run.status == "done"
     with st.container(horizontal=True, vertical_alignment="center"):
         word = "Show result" if cached else "Train"
@@ -66,8 +79,7 @@ def start(config: RunConfig, force: bool = False) -> None:
     run = store.request(config, force=force)
     if run.status in OPEN:
         ensure_worker(store)
-    shared.link(run=run.key)
-    st.rerun()
+    go(run.key)
 
 
 def show(run: Run | None) -> None:
@@ -95,8 +107,8 @@ def heading(run: Run) -> None:
     title, close = st.columns([5, 1], vertical_alignment="center")
     title.subheader(run.label, anchor=False)
     if close.button("Close", key="lab_close", icon=":material/close:", type="tertiary"):
-        shared.link(run=None, pin=None)
-        st.rerun()
+        shared.link(pin=None)
+        go(None)
     word = f"cached ({run.source})" if run.status == "done" else run.status
     color = {"done": "green", "failed": "red"}.get(run.status, "blue")
     st.markdown(f":{color}-badge[{icon} {word}] {setting_title(run.config)}")

@@ -117,6 +117,21 @@ def test_train_queues_the_recipe_that_the_controls_show(store):
     assert (run.status, app.query_params["run"]) == ("queued", run.key)
 
 
+def test_an_address_that_is_out_of_date_does_not_hide_the_run_just_started(store):
+    """A run's end asks for the page by itself. At the moment of a click it does so from the address before the click."""
+    old = store.request(preset("dropout"))
+    store.cancel(old.key)
+    app = open_page("lab", run=old.key)
+    app.number_input(key="lab_epochs").set_value(2).run()
+    app.button(key="lab_train").click().run()
+    new = app.query_params["run"]
+    assert new != old.key
+    app.query_params["run"] = old.key
+    app.run()
+    assert app.query_params["run"] in (new, [new])
+    assert "cancelled" not in texts(app)
+
+
 def test_single_layers_begin_as_the_groups_stand(store):
     app = open_page("lab")
     app.button_group(key="lab_preset").set_value("bn-dropout").run()
