@@ -33,6 +33,7 @@ WATCHERS, BROWSERS, READERS = 30, 10, 100
 PAGES = ("compare", "parameters", "why", "pitfalls", "runs", "")
 LOOKED_AT = ("Compare", "Runs", "Why", "Lab")  # in Chromium
 PAUSE = 3.0  # seconds that somebody looks at a page
+MEMORY_AT = (0, 0.25, 0.5, 0.75, 1)
 ALONE = 15.0  # seconds that training is timed without an audience
 BARS = {
     "point in the store to screen, p95": 0.5,
@@ -108,6 +109,12 @@ def p95(values: list[float]) -> float:
     return statistics.quantiles(values, n=20)[-1]
 
 
+def grown(memory: list[float], minutes: float) -> float:
+    """Slope over the second half of `memory`, looked at in even steps over `minutes`."""
+    half = memory[len(memory) // 2 :]
+    return statistics.linear_regression(range(len(half)), half).slope * (len(memory) - 1) / minutes if len(half) > 1 else float("nan")
+
+
 def measure(folder: Path, minutes: float) -> dict[str, float]:
     server = Server(folder)
     server.start()
@@ -160,9 +167,8 @@ def measure(folder: Path, minutes: float) -> dict[str, float]:
             "page reaction in Chromium, p95": p95(reactions),
             "page reaction of stand-ins, p95": p95(times),
             "training slowed by, share": 1 - together / statistics.mean(alone),
-            "page server at the start, MB": memory[0],
-            "page server halfway, MB": memory[len(memory) // 2],
-            "page server at the end, MB": memory[-1],
+            **{f"page server after {part} of the time, MB": memory[round(part * (len(memory) - 1))] for part in MEMORY_AT},
+            "page server, MB a minute over the second half": grown(memory, minutes),
             "minutes": minutes,
         }
     finally:
