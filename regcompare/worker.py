@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,6 +32,7 @@ POLL = 0.03  # seconds between turns: half of it is what a click waits for its c
 BEAT = 1.0  # seconds between heartbeats
 IDLE_LEAVE = 6.0  # seconds without work and without a page server, then the worker leaves
 CHECKPOINT_EVERY = 2.0  # seconds between a stack's checkpoints, made at epochs' ends: what a killed process trains again
+LOG_SIZE = 1 << 20  # bytes of the log of earlier workers that are kept
 MAX_ATTEMPTS = 3  # a run that loses its training process this often is failed, not tried again
 ROLE, SERVER_ROLE, STARTING_ROLE = "worker", "server:", "starting"
 log = logging.getLogger("regcompare.worker")
@@ -279,6 +280,14 @@ class Worker:
         self.stopping = True
 
 
+def open_log(path: Path) -> BinaryIO:
+    """The log, to add to it; one that has grown beyond LOG_SIZE begins anew."""
+    path.parent.mkdir(exist_ok=True)
+    if path.exists() and path.stat().st_size > LOG_SIZE:
+        os.truncate(path, 0)  # a worker of another store may write to it too: all of them add at its end
+    return path.open("ab")
+
+
 def ensure_worker(store: Store, now: float | None = None) -> bool:
     """Start a detached worker for the store if none lives and nobody else is starting one; True if this call did."""
     now = now or time.time()
@@ -287,9 +296,8 @@ def ensure_worker(store: Store, now: float | None = None) -> bool:
     if not store.try_role(STARTING_ROLE, uuid.uuid4().hex, now, patience=START_PATIENCE):
         return False
     log_path = Path(__file__).parent.parent / "cache" / "worker.log"
-    log_path.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "regcompare.worker"]  # every user of the machine can read it: no URL with a password here
-    with log_path.open("ab") as output:
+    with open_log(log_path) as output:
         subprocess.Popen(
             command,
             cwd=Path(__file__).parent.parent,

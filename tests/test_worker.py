@@ -24,7 +24,7 @@ import pytest
 from regcompare.config import RunConfig, preset
 from regcompare.runfile import RunFile, merge_stacks
 from regcompare.store import STALE_AFTER, Store
-from regcompare.worker import IDLE_LEAVE, MAX_ATTEMPTS, ROLE, SERVER_ROLE, Worker, ensure_worker
+from regcompare.worker import IDLE_LEAVE, LOG_SIZE, MAX_ATTEMPTS, ROLE, SERVER_ROLE, Worker, ensure_worker, open_log
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc, which only Linux has")
 
@@ -506,3 +506,11 @@ def test_a_worker_that_is_somebody_elses_is_not_started(monkeypatch, store):
     monkeypatch.setenv("REGCOMPARE_WORKER", "external")
     assert not ensure_worker(store)
     assert store.present("") == []
+
+
+def test_the_log_does_not_grow_for_ever(tmp_path):
+    path = tmp_path / "cache" / "worker.log"
+    for content, kept in ((b"first\n", b"first\n"), (b"x" * LOG_SIZE, b"first\n" + b"x" * LOG_SIZE), (b"anew\n", b"anew\n")):
+        with open_log(path) as output:
+            output.write(content)
+        assert path.read_bytes() == kept
