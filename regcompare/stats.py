@@ -189,10 +189,10 @@ def _welch(a: np.ndarray, b: np.ndarray) -> tuple[Estimate, float | None, float 
     return Estimate(mean, mean - half, mean + half, n), float(2 * stdtr(freedom, -abs(mean) / error)), pooled
 
 
-def seeds_needed(spread: float, effect: float, paired: bool) -> int:
+def seeds_needed(spread: float, effect: float, paired: bool) -> int | None:
     """Seeds (an arm, if unpaired) for 80 % power to detect `effect` at the 5 % level, two-sided t-test, given the spread.
 
-    The power is that of the noncentral t distribution (Cohen 1988, chapter 2).
+    The power is that of the noncentral t distribution (Cohen 1988, chapter 2). None: more than a 64-bit number holds.
     """
 
     def enough(n: int) -> bool:
@@ -205,6 +205,8 @@ def seeds_needed(spread: float, effect: float, paired: bool) -> int:
     low, high = 1, 2
     while not enough(high):
         low, high = high, 2 * high
+        if high >= 2**63:
+            return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

@@ -174,6 +174,12 @@ def test_seeds_needed(spread, paired, seeds):
     assert seeds_needed(spread, 0.001, paired) == seeds
 
 
+@pytest.mark.parametrize("spread", [1e8, 1e200, np.inf])
+def test_seeds_beyond_counting_are_none(spread):
+    """A diverged net's losses, say: the search ends, and no table overflows."""
+    assert seeds_needed(spread, 0.001, True) is None
+
+
 # The formulas of our own against the libraries that pages do not load
 
 
